@@ -1,0 +1,1 @@
+"""Training: embedder, probe, captioner and reasoner, each one plain loop."""

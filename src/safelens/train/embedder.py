@@ -1,0 +1,214 @@
+"""Trains the embedder: a vision-language model whose answer, and hidden states, tell the categories.
+
+Knows what is asked of the model at each turn. Knows nothing of where clips come from.
+
+A sequence is the paper's (policy, video, question, GUARDRAIL answer). Two things are added for models
+that start from random weights: turns that ask for the caption of single frames, dense targets without
+which a small model does not begin to see; and an auxiliary head on the mean hidden state of the
+question, the states that the probe will read. The head is thrown away afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from safelens import prompts
+from safelens.policy import SAFE, Policy
+from safelens.train.loop import LoopConfig, fit
+from safelens.train.sequences import Example, Scored, teacher_forced
+from safelens.verdict import Caption
+from safelens.vlm import EncodedVideo, VisionLanguageModel
+
+DESCRIBE = "Describe the video at {:.1f} s."
+
+
+@dataclass(frozen=True)
+class LabelledClip:
+    """A clip with all that is known of it.
+
+    Attributes:
+        video: the clip as model input.
+        labels: violated category ids; empty if safe.
+        captions: one a frame.
+        description: one sentence about the clip.
+        explanation: one sentence about its safety.
+    """
+
+    video: EncodedVideo
+    labels: tuple[str, ...]
+    captions: tuple[Caption, ...]
+    description: str
+    explanation: str
+
+
+class Turns:
+    """Token ids of all that is asked and answered under one policy."""
+
+    def __init__(self, vlm: VisionLanguageModel, policy: Policy) -> None:
+        self.vlm = vlm
+        self.policy = policy
+        layout = vlm.layout(prompts.question(policy), system=prompts.policy_prompt(policy))
+        self.head = vlm.ids(layout.head)
+        self.question = vlm.ids(layout.tail)
+        self.closing = vlm.ids(prompts.screening_suffix() + layout.closing)
+        self._request_closing = layout.closing
+        self.head_without_policy = vlm.ids(vlm.layout("").head)
+        self._end = vlm.ids(vlm.tokenizer.eos_token)
+
+    def screening(self, labels: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The question and its GUARDRAIL answer."""
+        answer = self.vlm.ids(prompts.guardrail_answer(self.policy, labels))
+        return torch.cat([self.question, self.closing]), torch.cat([answer, self._end])
+
+    def caption(self, caption: Caption, *, first: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """A turn that asks what is seen at one moment; ``first`` if it directly follows the video."""
+        chat = self.vlm.layout(DESCRIBE.format(caption.time_s))
+        opening = "" if first else "\n" + self.vlm.layout("").head
+        prompt = self.vlm.ids(opening + chat.tail + chat.closing)
+        return prompt, torch.cat([self.vlm.ids(caption.text), self._end])
+
+    def deliberation(
+        self,
+        clip: LabelledClip,
+        captions: Sequence[Caption],
+        scores: dict[str, float],
+        *,
+        with_question: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Captions and scores, then DESCRIPTION, EXPLANATION and GUARDRAIL."""
+        request = prompts.deliberation_request(self.policy, captions, scores)
+        prompt = self.vlm.ids(request + self._request_closing)
+        if with_question:
+            prompt = torch.cat([self.question, prompt])
+        answer = prompts.deliberation_answer(
+            self.policy, clip.description, clip.explanation, clip.labels
+        )
+        return prompt, torch.cat([self.vlm.ids(answer), self._end])
+
+
+class _WithHead(nn.Module):
+    def __init__(self, model: nn.Module, width: int, classes: int) -> None:
+        super().__init__()
+        self.model = model
+        self.class_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes))
+
+
+def class_target(policy: Policy, labels: Sequence[str]) -> torch.Tensor:
+    """A distribution over the probe's classes, shape (C,): even over the labels, or all on safe."""
+    target = torch.zeros(len(policy.labels))
+    for label in labels or (SAFE,):
+        target[policy.labels.index(label)] = 1 / max(1, len(labels))
+    return target
+
+
+def train_embedder(
+    vlm: VisionLanguageModel,
+    policy: Policy,
+    batch_at: Callable[[int], list[LabelledClip]],
+    out: Path,
+    config: LoopConfig,
+    *,
+    see: int = 0,
+    deliberate_every: int = 0,
+    auxiliary: float = 0.5,
+) -> None:
+    """Train all weights of ``vlm`` in place.
+
+    Args:
+        vlm: the model.
+        policy: gives the prompt and the classes.
+        batch_at: step number to batch; the same batch for the same step.
+        out: directory for checkpoint and log.
+        config: see :class:`LoopConfig`.
+        see: first steps that only ask for captions of frames, without the policy: short and cheap.
+        deliberate_every: of the steps after, each n-th trains the reasoned answer; 0 for none.
+        auxiliary: weight of the auxiliary head's loss.
+    """
+    turns = Turns(vlm, policy)
+    module = _WithHead(vlm.model, vlm.hidden_size, len(policy.labels))
+
+    def seeing(step: int, clips: list[LabelledClip]) -> dict[str, torch.Tensor]:
+        examples = []
+        for clip, (one, two) in zip(clips, _two_frames(clips, step), strict=True):
+            first, second = clip.captions[one], clip.captions[two]
+            pair = (turns.caption(first, first=True), turns.caption(second, first=False))
+            examples.append(Example(clip.video, pair))
+        scored = teacher_forced(vlm, turns.head_without_policy, examples)
+        named = _classes(module, policy, clips, examples, scored, cut=0)
+        captions = (scored.losses[0] + scored.losses[1]) / 2
+        return {"loss": captions + auxiliary * named["classes"], "captions": captions} | named
+
+    def screening(step: int, clips: list[LabelledClip]) -> dict[str, torch.Tensor]:
+        examples = []
+        for clip, (one, _) in zip(clips, _two_frames(clips, step), strict=True):
+            caption = turns.caption(clip.captions[one], first=False)
+            examples.append(Example(clip.video, (turns.screening(clip.labels), caption)))
+        scored = teacher_forced(vlm, turns.head, examples)
+        named = _classes(module, policy, clips, examples, scored, cut=len(turns.closing))
+        guardrail, captions = scored.losses
+        loss = guardrail + 0.5 * captions + auxiliary * named["classes"]
+        return {"loss": loss, "guardrail": guardrail, "captions": captions} | named
+
+    def deliberating(step: int, clips: list[LabelledClip]) -> dict[str, torch.Tensor]:
+        examples = [
+            Example(c.video, (_deliberation(turns, c, step, i),)) for i, c in enumerate(clips)
+        ]
+        loss = teacher_forced(vlm, turns.head_without_policy, examples).losses[0]
+        return {"loss": loss, "deliberation": loss}
+
+    def loss_of_step(step: int) -> dict[str, torch.Tensor]:
+        clips = batch_at(step)
+        if step < see:
+            return seeing(step, clips)
+        if deliberate_every and step % deliberate_every == 0:
+            return deliberating(step, clips[: max(1, len(clips) // 2)])
+        return screening(step, clips)
+
+    fit(module, loss_of_step, config, out, title="embedder")
+
+
+def _classes(
+    module: _WithHead,
+    policy: Policy,
+    clips: list[LabelledClip],
+    examples: list[Example],
+    scored: Scored,
+    *,
+    cut: int,
+) -> dict[str, torch.Tensor]:
+    """The auxiliary loss on the mean state of the first prompt, less its last ``cut`` tokens."""
+    pooled = torch.stack(
+        [
+            scored.hidden[i, at - len(example.turns[0][0]) : at - cut].mean(0)
+            for i, (at, example) in enumerate(zip(scored.first_answers, examples, strict=True))
+        ]
+    )
+    target = torch.stack([class_target(policy, c.labels) for c in clips]).to(pooled.device)
+    logits = module.class_head(pooled)
+    right = target.gather(1, logits.argmax(1, keepdim=True)) > 0
+    return {"classes": F.cross_entropy(logits, target), "accuracy": right.float().mean()}
+
+
+def _two_frames(clips: Sequence[LabelledClip], step: int) -> list[tuple[int, int]]:
+    generator = torch.Generator().manual_seed(step)
+    picked = [torch.randperm(len(c.captions), generator=generator)[:2].tolist() for c in clips]
+    return [(a, b) for a, b in picked]
+
+
+def _deliberation(
+    turns: Turns, clip: LabelledClip, step: int, row: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A reasoned answer over true captions and made-up scores that lean towards the truth."""
+    generator = torch.Generator().manual_seed(step * 1000 + row)
+    labels = turns.policy.labels
+    noise = torch.randn(len(labels), generator=generator) * 1.5
+    lean = 3.0 * torch.rand(1, generator=generator)
+    scores = (noise + lean * class_target(turns.policy, clip.labels)).softmax(0)
+    named = dict(zip(labels, scores.tolist(), strict=True))
+    return turns.deliberation(clip, clip.captions, named, with_question=True)

@@ -1,0 +1,108 @@
+"""Teacher-forced batches for the vision-language model, with the prompt's head shared.
+
+Knows how a clip and its turns become one sequence and one loss. Knows nothing of policies or labels.
+
+The head (the policy) is run once a batch, with gradient, and its cache repeated over the rows; only
+video, question and answer are run per sample. Cross-entropy is on the answers only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+from transformers import DynamicCache
+
+from safelens.vlm import EncodedVideo, VisionLanguageModel
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training sequence after the head: the clip, then turns of prompt and answer.
+
+    Attributes:
+        video: the clip as model input.
+        turns: (prompt, answer) token ids; prompts are only read, answers are learned.
+    """
+
+    video: EncodedVideo
+    turns: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a teacher-forced pass gives.
+
+    Attributes:
+        losses: mean cross-entropy over the answer tokens of the batch, one a turn.
+        hidden: last hidden states, shape (B, L, D).
+        first_answers: index of each row's first answer token.
+    """
+
+    losses: list[torch.Tensor]
+    hidden: torch.Tensor
+    first_answers: list[int]
+
+
+def teacher_forced(
+    vlm: VisionLanguageModel,
+    head: torch.Tensor | None,
+    batch: Sequence[Example],
+) -> Scored:
+    """Run a batch and score its answers; gradients flow to whatever is trainable.
+
+    Args:
+        vlm: the model.
+        head: token ids that all rows share, shape (L,), or None.
+        batch: rows with the same number of turns.
+    """
+    cache = DynamicCache(config=vlm.model.config) if head is not None else None
+    start = 0
+    if head is not None and cache is not None:
+        start = len(head)
+        positions = torch.arange(start, device=vlm.device).view(1, 1, -1).expand(3, 1, -1)
+        vlm.model.model(
+            input_ids=head[None].to(vlm.device),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache.batch_repeat_interleave(len(batch))
+    tails = [torch.cat([part for turn in e.turns for part in turn]) for e in batch]
+    rows = vlm.video_rows(start, [e.video for e in batch], tails)
+    hidden = vlm.model.model(
+        input_ids=rows.ids,
+        position_ids=rows.positions,
+        pixel_values_videos=rows.pixels,
+        video_grid_thw=rows.grids,
+        past_key_values=cache,
+        use_cache=cache is not None,
+    ).last_hidden_state
+    spans = [_answer_spans(e) for e in batch]
+    losses = [
+        answer_loss(vlm, hidden, rows.ids, [row[turn] for row in spans])
+        for turn in range(len(batch[0].turns))
+    ]
+    return Scored(losses, hidden, [row[0][0] for row in spans])
+
+
+def answer_loss(
+    vlm: VisionLanguageModel,
+    hidden: torch.Tensor,
+    ids: torch.Tensor,
+    spans: Sequence[tuple[int, int]],
+) -> torch.Tensor:
+    """Mean cross-entropy of tokens [start, end) of each row given the states before them."""
+    states = torch.cat([hidden[i, a - 1 : b - 1] for i, (a, b) in enumerate(spans)])
+    wanted = torch.cat([ids[i, a:b] for i, (a, b) in enumerate(spans)])
+    return F.cross_entropy(vlm.model.lm_head(states).float(), wanted)
+
+
+def _answer_spans(example: Example) -> list[tuple[int, int]]:
+    at, spans = len(example.video.ids), []
+    for prompt, answer in example.turns:
+        spans.append((at + len(prompt), at + len(prompt) + len(answer)))
+        at = spans[-1][1]
+    return spans
