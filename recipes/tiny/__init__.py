@@ -1,0 +1,1 @@
+"""The embedded bundle, from nothing: see run.sh."""

@@ -1,6 +1,6 @@
 """Stage: train the small Florence-2 on single frames.
 
-    python -m recipes.tiny.captioner WORK --steps N
+python -m recipes.tiny.captioner WORK --steps N
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ if __name__ == "__main__":
     model, processor = build_captioner(tokenizer(drawn, args.work / "tokenizer"), seed=SEED)
 
     def batch_at(step: int) -> tuple[np.ndarray, list[str]]:
-        rows = np.random.default_rng((SEED, 2, step)).choice(len(captions), args.batch, replace=False)
+        """Frames drawn at random from all clips."""
+        rows = np.random.default_rng((SEED, 2, step)).choice(
+            len(captions), args.batch, replace=False
+        )
         rows.sort()
         return np.asarray(drawn.large[rows]), [captions[i] for i in rows]
 

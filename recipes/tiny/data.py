@@ -25,8 +25,9 @@ from rich.progress import track
 
 from safelens.safeworld import sample_scene
 from safelens.video import ClipOptions, sample_times
+from safelens.vlm_inputs import fit_frames
 
-LARGE, SMALL = 128, 64
+LARGE, SMALL = 128, 48
 SEED = 20261121
 
 
@@ -49,7 +50,7 @@ class DrawnClips:
         )
 
     def frames(self, i: int) -> np.ndarray:
-        """Frames of clip i at the embedder's resolution, (T, 64, 64, 3) uint8."""
+        """Frames of clip i at the embedder's resolution, (T, 48, 48, 3) uint8."""
         clip = self.clips[i]
         return np.asarray(self.small[clip["offset"] : clip["offset"] + len(clip["times"])])
 
@@ -90,11 +91,8 @@ def draw_one(job: tuple[int, int]) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def shrink(frames: np.ndarray) -> np.ndarray:
-    """128 px to 64 px by averaging (T, 128, 128, 3)."""
-    t = frames.shape[0]
-    return (
-        frames.reshape(t, SMALL, 2, SMALL, 2, 3).astype(np.float32).mean((2, 4)).round()
-    ).astype(np.uint8)
+    """Frames as the embedder sees them: resized as `encode_videos` would, (T, 48, 48, 3)."""
+    return fit_frames(frames, SMALL * SMALL, SMALL).permute(0, 2, 3, 1).numpy()
 
 
 def draw(out: Path, clips: int, seed: int, jobs: int) -> None:
@@ -119,7 +117,7 @@ def draw(out: Path, clips: int, seed: int, jobs: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--clips", type=int, default=16000)
+    parser.add_argument("--clips", type=int, default=8000)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()

@@ -16,7 +16,12 @@ from safelens.verdict import Caption
 from safelens.vlm import EncodedVideo, VisionLanguageModel
 
 SEED = 20261121
-TEXT = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 4}
+TEXT = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
 FRAME_PIXELS = SMALL * SMALL
 
 
@@ -37,7 +42,9 @@ def _corpus(drawn: DrawnClips) -> list[str]:
     p = policy()
     texts = [prompts.policy_prompt(p)] * 20 + [prompts.question(p), DESCRIBE.format(1.5)] * 20
     for clip in drawn.clips[:4000]:
-        captions = [Caption(time_s=t, text=c) for t, c in zip(clip["times"], clip["captions"], strict=True)]
+        captions = [
+            Caption(time_s=t, text=c) for t, c in zip(clip["times"], clip["captions"], strict=True)
+        ]
         texts.append(prompts.deliberation_request(p, captions, dict.fromkeys(p.labels, 0.1)))
         texts.append(
             prompts.deliberation_answer(p, clip["description"], clip["explanation"], clip["labels"])

@@ -7,6 +7,7 @@ Runs in the decoding process only.
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -59,7 +60,7 @@ def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
         ][quarter]
     if data is None:
         return False, False, False
-    matrix = np.frombuffer(bytes(data), np.int32)
+    matrix = np.frombuffer(cast(Any, data), np.int32)
     if matrix.size < 9:
         return False, False, False
     a, b, c, d = (float(matrix[i]) for i in (0, 1, 3, 4))

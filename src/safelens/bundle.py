@@ -14,13 +14,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from safelens.policy import Policy, PolicyError
+from safelens.video import ClipOptions
 
 CONFIG = "bundle.yaml"
 FORMAT = "safelens.bundle/1"
@@ -28,6 +37,19 @@ FORMAT = "safelens.bundle/1"
 
 class BundleError(Exception):
     """A bundle that must not be used; the message says which part and why."""
+
+
+def _inside(part: str) -> str:
+    """A path that cannot lead out of the bundle, nor to a hidden file, whose digest is not kept."""
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", part, re.ASCII):
+        raise ValueError(
+            f"{part!r}: expected a path inside the bundle, of letters, digits, '_', '-', '.' and '/', "
+            "whose parts begin with a letter, a digit or '_'"
+        )
+    return part
+
+
+Part = Annotated[str, AfterValidator(_inside)]
 
 
 class _Settings(BaseModel):
@@ -42,30 +64,35 @@ class ClipSettings(_Settings):
     max_fps: float = 1.0
     max_side: int = 448
 
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        ClipOptions(**self.model_dump())
+        return self
+
 
 class ScreenSettings(_Settings):
     """S1. Paths are relative to the bundle; what is no path in it is a model hub id."""
 
-    model: str
+    model: Part
     """The embedder."""
-    frame_pixels: int = 448 * 448
+    frame_pixels: int = Field(default=448 * 448, ge=1)
     """Pixels of a frame as the embedder sees it."""
-    probe: str | None = None
+    probe: Part | None = None
     """The probe's directory; None scores the label answers instead."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Divides the probe's logits; found by calibration."""
-    domain: str | None = None
+    domain: Part | None = None
     """The domain guard's file."""
 
 
 class DeliberateSettings(_Settings):
     """S2."""
 
-    captioner: str
+    captioner: Part
     """Florence-2."""
-    model: str | None = None
+    model: Part | None = None
     """The reasoner; None continues the embedder's cache."""
-    adapter: str | None = None
+    adapter: Part | None = None
     """LoRA adapter of the reasoner, switched on after the question."""
     max_new_tokens: int = Field(default=256, ge=1)
     """Budget for description and explanation."""
@@ -82,7 +109,7 @@ class BundleSettings(_Settings):
     knows: str | None = None
     """What the bundle is limited to, printed with every verdict; None for no special limit."""
     layout: Literal["policy_first", "video_first"] = "policy_first"
-    policy: str = "policy.yaml"
+    policy: Part = "policy.yaml"
     tau: float = Field(default=0.9, ge=0, le=1.01)
     """Confidence at or above which S1's answer stands; above 1, all goes to S2."""
     outside_domain: Literal["escalate", "refuse"] = "escalate"
@@ -92,6 +119,10 @@ class BundleSettings(_Settings):
     deliberate: DeliberateSettings
     files: dict[str, str]
     """SHA-256 of every other file."""
+
+    def holds(self, part: str) -> bool:
+        """Whether a part is one of the files, or a folder of them."""
+        return any(name == part or name.startswith(f"{part}/") for name in self.files)
 
 
 class Bundle:
@@ -124,9 +155,14 @@ class Bundle:
         try:
             text = (folder / CONFIG).read_bytes()
             settings = BundleSettings.model_validate(yaml.safe_load(text))
-        except (OSError, yaml.YAMLError, ValidationError) as error:
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()
+            )
+            raise BundleError(f"{folder / CONFIG}: not a bundle's settings: {problems}") from error
+        except (OSError, yaml.YAMLError, RecursionError) as error:
             raise BundleError(f"{folder / CONFIG}: not a bundle's settings: {error}") from error
-        _verify(folder, settings.files)
+        _verify(folder, settings)
         try:
             policy = Policy.load(folder / settings.policy)
         except (OSError, PolicyError) as error:
@@ -146,7 +182,7 @@ class Bundle:
         path = self.folder / self.settings.screen.probe / "probe.json"
         try:
             classes = tuple(json.loads(path.read_text())["labels"])
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise BundleError(f"{path}: no probe configuration: {error}") from error
         if classes != policy.labels:
             raise BundleError(
@@ -158,8 +194,7 @@ class Bundle:
 
     def path(self, part: str) -> str:
         """A part's place: a path in the bundle, or a hub id as it stands."""
-        inside = self.folder / part
-        return str(inside) if inside.exists() else part
+        return str(self.folder / part) if self.settings.holds(part) else part
 
 
 def write_bundle(folder: Path, settings: dict[str, Any]) -> str:
@@ -175,7 +210,10 @@ def write_bundle(folder: Path, settings: dict[str, Any]) -> str:
     Raises:
         BundleError: the result does not load.
     """
-    settings = settings | {"format": FORMAT, "files": {n: _digest(p) for n, p in _files(folder)}}
+    settings = settings | {
+        "format": FORMAT,
+        "files": {n: _digest(p) for n, p in _files(folder).items()},
+    }
     (folder / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     return Bundle.load(folder).sha256
 
@@ -209,13 +247,14 @@ def _find(source: str | Path) -> Path:
         ) from error
 
 
-def _files(folder: Path) -> list[tuple[str, Path]]:
-    found = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != CONFIG]
-    return [
-        (p.relative_to(folder).as_posix(), p)
-        for p in found
-        if "__pycache__" not in p.parts and not p.relative_to(folder).parts[0].startswith(".")
-    ]
+def _files(folder: Path) -> dict[str, Path]:
+    """Every file that counts, by its path in the bundle: all but settings and what a hub adds."""
+    names = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        name: path
+        for name, path in names.items()
+        if name != CONFIG and not name.startswith(".") and "__pycache__" not in path.parts
+    }
 
 
 def _digest(path: Path) -> str:
@@ -223,16 +262,26 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _verify(folder: Path, files: dict[str, str]) -> None:
-    problems = []
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
+def _verify(folder: Path, settings: BundleSettings) -> None:
+    """Refuse a bundle whose files are not exactly those of its settings, or that lacks a part.
+
+    Raises:
+        BundleError: names every file that is wrong.
+    """
+    found, problems = _files(folder), []
+    for name, expected in settings.files.items():
+        if name not in found:
             problems.append(f"{name} is missing")
-        elif (found := _digest(path)) != expected:
-            problems.append(f"{name} has SHA-256 {found[:12]}..., expected {expected[:12]}...")
-    problems += [f"{name} is not listed" for name, _ in _files(folder) if name not in files]
+        elif (digest := _digest(found[name])) != expected:
+            problems.append(f"{name} has SHA-256 {digest[:12]}..., expected {expected[:12]}...")
+    problems += [f"{name} is not listed" for name in found if name not in settings.files]
+    screen, deliberate = settings.screen, settings.deliberate
+    for part in (screen.model, deliberate.captioner, deliberate.model, deliberate.adapter):
+        if part is not None and part.count("/") != 1 and not settings.holds(part):
+            problems.append(f"{part} is missing (and is no model hub id)")
+    for part in (settings.policy, screen.probe, screen.domain):
+        if part is not None and not settings.holds(part):
+            problems.append(f"{part} is missing")
     if problems:
-        raise BundleError(
-            f"bundle {folder} is damaged: {'; '.join(problems)}. Install or download it again"
-        )
+        listed = "; ".join(dict.fromkeys(problems))
+        raise BundleError(f"bundle {folder} is damaged: {listed}. Install or download it again")

@@ -1,7 +1,7 @@
 """The cascade: S1 where it is sure and at home, S2 for the rest (the paper's Algorithm 2).
 
-Knows routing, and how a result becomes a Verdict. Everything that fails becomes a Verdict that says
-so; nothing that failed is ever safe.
+Knows routing, and how a system is put together from a bundle or a model. Everything that fails becomes
+a Verdict that says so; nothing that failed is ever safe.
 """
 
 from __future__ import annotations
@@ -10,24 +10,26 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from safelens import __version__
-from safelens.bundle import Bundle, ClipSettings
-from safelens.policy import SAFE, Policy
-from safelens.verdict import Caption, CategoryScore, Cost, ErrorInfo, Evidence, Provenance, Verdict
+from safelens.bundle import Bundle, BundleError, ClipSettings
+from safelens.outcome import Decision, Decoded, Outcome
+from safelens.policy import Policy
+from safelens.verdict import Caption, Evidence, Provenance, Verdict
 from safelens.video import Clip, ClipOptions, VideoError, VideoReader
 
 if TYPE_CHECKING:
     from safelens.captioner import Captioner
-    from safelens.deliberate import Deliberated, Deliberator
-    from safelens.screen import Layout, Screened, Screener
+    from safelens.deliberate import Deliberator
+    from safelens.domain import DomainGuard
+    from safelens.screen import Layout, ProbeReader, Screened, Screener
 
 BATCH = 8
-"""Videos that are screened together; twice as many are decoded ahead."""
+"""Most videos that are screened together; twice as many are decoded ahead."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,6 @@ class Moderation:
 
     verdict: Verdict
     clip: Clip | None
-
-
-@dataclass
-class _Decoded:
-    path: str
-    seconds: float
-    clip: Clip | None
-    error: VideoError | None
 
 
 class SafeLens:
@@ -77,6 +71,7 @@ class SafeLens:
         self.provenance = provenance
         self.outside_domain = outside_domain
         self.policy = screener.policy
+        self._outcome = Outcome(screener.policy, provenance)
         self._reader = VideoReader(ClipOptions(**clip.model_dump()))
 
     # -- construction -----------------------------------------------------------------------------
@@ -100,56 +95,56 @@ class SafeLens:
 
         Raises:
             BundleError: the bundle or the policy cannot be used.
-            ModelLoadError: a model of it cannot be loaded.
+            ModelLoadError: a vision-language model or adapter of it cannot be loaded.
+            CaptionerError: its captioner cannot be loaded.
             PolicyError: the policy file is wrong.
         """
         from safelens.captioner import Captioner
         from safelens.deliberate import ADAPTER, Deliberator
-        from safelens.domain import DomainGuard
-        from safelens.probe import RollingAttentionProbe
-        from safelens.screen import ProbeReader, Screener
+        from safelens.screen import Screener
         from safelens.vlm import VisionLanguageModel
+        from safelens.vlm_loading import quiet
 
         found = Bundle.load(bundle)
         s, screen, deliberate = found.settings, found.settings.screen, found.settings.deliberate
         chosen = found.policy if policy is None else Policy.load(policy)
         found.check_policy(chosen)
         device = device or _device()
-        vlm = VisionLanguageModel.load(
-            found.path(screen.model), device=device, frame_pixels=screen.frame_pixels
-        )
-        reader = None
-        if screen.probe is not None:
-            probe = RollingAttentionProbe.load(found.path(screen.probe), device)
-            reader = ProbeReader(probe, screen.temperature)
-        guard = None if screen.domain is None else DomainGuard.load(found.path(screen.domain))
+        pixels = screen.frame_pixels
+        vlm = VisionLanguageModel.load(found.path(screen.model), device=device, frame_pixels=pixels)
+        reader, guard = _reader_and_guard(found, vlm.hidden_size, device)
         reasoner = vlm
         if deliberate.model is not None:
             reasoner = VisionLanguageModel.load(
-                found.path(deliberate.model), device=device, frame_pixels=screen.frame_pixels
+                found.path(deliberate.model), device=device, frame_pixels=pixels
             )
-        adapter = None
         if deliberate.adapter is not None:
-            adapter = ADAPTER
             reasoner.load_adapter(found.path(deliberate.adapter), ADAPTER)
+        with quiet():
+            captioner = Captioner.load(
+                found.path(deliberate.captioner),
+                device,
+                max_new_tokens=deliberate.max_caption_tokens,
+            )
         tau = s.tau if tau is None else tau
         return cls(
             Screener(vlm, chosen, reader=reader, guard=guard, layout=s.layout),
             Deliberator(
                 reasoner,
                 chosen,
-                adapter=adapter,
+                adapter=None if deliberate.adapter is None else ADAPTER,
                 max_new_tokens=deliberate.max_new_tokens,
                 layout=s.layout,
             ),
-            Captioner.load(
-                found.path(deliberate.captioner),
-                device,
-                max_new_tokens=deliberate.max_caption_tokens,
-            ),
+            captioner,
             tau=tau,
             provenance=_provenance(
-                chosen, tau, s.layout, bundle=f"{s.name} {s.version}", sha256=found.sha256, knows=s.knows
+                chosen,
+                tau,
+                s.layout,
+                bundle=f"{s.name} {s.version}",
+                sha256=found.sha256,
+                knows=s.knows,
             ),
             clip=s.clip,
             outside_domain=s.outside_domain,
@@ -185,15 +180,18 @@ class SafeLens:
         from safelens.deliberate import Deliberator
         from safelens.screen import Screener
         from safelens.vlm import VisionLanguageModel
+        from safelens.vlm_loading import quiet
 
         chosen = Policy.load(policy)
         device = device or _device()
         vlm = VisionLanguageModel.load(model, device=device)
+        with quiet():
+            eyes = None if captioner is None else Captioner.load(captioner, device)
         tau = 0.9 if tau is None else tau
         return cls(
             Screener(vlm, chosen, layout=layout),
             Deliberator(vlm, chosen, adapter=None, layout=layout),
-            None if captioner is None else Captioner.load(captioner, device),
+            eyes,
             tau=tau,
             provenance=_provenance(chosen, tau, layout, bundle=f"zero-shot {model}"),
             clip=ClipSettings(),
@@ -218,205 +216,147 @@ class SafeLens:
     def moderate_many(self, paths: Iterable[str | Path]) -> Iterator[Moderation]:
         """Moderate videos in order; memory stays bounded however many there are.
 
-        The next videos are decoded while the model works on a batch.
+        While the model works, the next videos are decoded, at most ``2 * BATCH`` ahead. Whatever has
+        been decoded is screened together; a video that takes long to decode holds up none before it.
+        Closing the iterator early waits for the file that is being decoded, and starts no other.
         """
-        with ThreadPoolExecutor(max_workers=1) as decoder:
-            waiting: deque[Any] = deque()
-            source = iter(paths)
+        decoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="safelens-decode")
+        waiting: deque[Future[Decoded]] = deque()
+        source = iter(paths)
+        try:
             while True:
                 for path in itertools.islice(source, 2 * BATCH - len(waiting)):
                     waiting.append(decoder.submit(self._decode, str(path)))
                 if not waiting:
                     return
-                batch = [waiting.popleft().result() for _ in range(min(BATCH, len(waiting)))]
+                batch = [waiting.popleft().result()]
+                while waiting and len(batch) < BATCH and waiting[0].done():
+                    batch.append(waiting.popleft().result())
                 yield from self._moderate_batch(batch)
+        finally:
+            decoder.shutdown(wait=True, cancel_futures=True)
 
-    def _decode(self, path: str) -> _Decoded:
+    def _decode(self, path: str) -> Decoded:
         began = time.perf_counter()
+        clip: Clip | None = None
+        error: VideoError | None = None
         try:
-            clip, error = self._reader.read(path), None
+            clip = self._reader.read(path)
         except VideoError as failure:
-            clip, error = None, failure
-        return _Decoded(path, time.perf_counter() - began, clip, error)
+            error = failure
+        except Exception as failure:
+            message = f"{path}: the video could not be read ({failure or type(failure).__name__})"
+            error = VideoError("unreadable", message)
+        return Decoded(path, {"decode": time.perf_counter() - began}, clip, error)
 
-    def _moderate_batch(self, batch: list[_Decoded]) -> Iterator[Moderation]:
-        clips = [d.clip for d in batch if d.clip is not None]
-        began = time.perf_counter()
-        try:
-            screened: list[Screened] | None = self.screener.screen(clips) if clips else []
-        except Exception:
-            screened = None  # one clip spoils the batch: each is tried alone below
-        seconds = (time.perf_counter() - began) / max(1, len(clips))
-        ready = iter(screened or [])
-        for decoded in batch:
-            timing = {"decode": decoded.seconds}
-            if decoded.clip is None:
-                yield Moderation(self._video_error(decoded, timing), None)
+    def _moderate_batch(self, batch: list[Decoded]) -> Iterator[Moderation]:
+        ready = self._screen([d for d in batch if d.clip is not None])
+        for video in batch:
+            if video.clip is None:
+                yield Moderation(self._outcome.video_error(video), None)
                 continue
             try:
-                if screened is None:
-                    began = time.perf_counter()
-                    result = self.screener.screen([decoded.clip])[0]
-                    seconds = time.perf_counter() - began
-                else:
-                    result = next(ready)
-                timing["screen"] = seconds
-                verdict = self._route(decoded.path, decoded.clip, result, timing)
+                s1 = ready.popleft() if ready else self._screen([video], alone=True)[0]
+                verdict = self._route(video, video.clip, s1)
             except Exception as error:
-                verdict = self._model_error(decoded.path, decoded.clip, error, timing)
-            yield Moderation(verdict, decoded.clip)
+                verdict = self._outcome.model_error(video, error)
+            yield Moderation(verdict, video.clip)
 
-    def _route(self, path: str, clip: Clip, s1: Screened, timing: dict[str, float]) -> Verdict:
-        """Algorithm 2 from line 5 on, with the domain guard's condition added."""
-        if not s1.familiar and self.outside_domain == "refuse":
-            return self._out_of_domain(path, clip, s1, timing)
-        if s1.familiar and s1.confidence >= self.tau:
-            flags = {c.id: c.id == s1.label for c in self.policy.categories}
-            return self._decided(path, clip, s1, timing, "screen", flags, s1.scores)
-        captions: list[Caption] = []
-        if self.captioner is not None:
-            began = time.perf_counter()
-            texts = self.captioner.caption(clip.frames)
-            captions = [
-                Caption(time_s=float(t), text=text)
-                for t, text in zip(clip.timestamps, texts, strict=True)
-            ]
-            timing["caption"] = time.perf_counter() - began
+    def _screen(self, batch: list[Decoded], *, alone: bool = False) -> deque[Screened]:
+        """S1's results in order; none where a batch fails, whose clips are then screened alone."""
         began = time.perf_counter()
-        context = s1.context
-        if self.deliberator.vlm is not self.screener.vlm:
-            context = self.deliberator.read_video(clip)
-        s2 = self.deliberator.deliberate(context, captions, s1.scores)
-        timing["deliberate"] = time.perf_counter() - began
-        if context is not s1.context:
-            context.spent.prompt += s1.context.spent.prompt
-            context.spent.flops += s1.context.spent.flops
-            s1.context.spent = context.spent
-        return self._decided(
-            path, clip, s1, timing, "deliberate", s2.flags, s2.scores, captions=captions, s2=s2
-        )
-
-    # -- verdicts ---------------------------------------------------------------------------------
-
-    def _decided(
-        self,
-        path: str,
-        clip: Clip,
-        s1: Screened,
-        timing: dict[str, float],
-        stage: Literal["screen", "deliberate"],
-        flags: dict[str, bool],
-        scores: dict[str, float],
-        *,
-        captions: list[Caption] | None = None,
-        s2: Deliberated | None = None,
-    ) -> Verdict:
-        flagged = [name for name in flags if flags[name]]
-        label = max(flagged, key=lambda name: scores[name]) if flagged else SAFE
-        if s2 is None or flagged:
-            confidence = scores[label]
-        else:
-            confidence = 1 - max(scores.values())
-        evidence = self._evidence(s1, clip, flagged, timing)
-        # What did not decode may violate: a truncated video is never called safe.
-        undecided = clip.truncated and not flagged
-        return Verdict(
-            video=path,
-            sha256=clip.sha256,
-            status="partial" if clip.truncated else "ok",
-            flagged=None if undecided else bool(flagged),
-            label=None if undecided else label,
-            confidence=None if undecided else min(1.0, max(0.0, confidence)),
-            categories=[
-                CategoryScore(
-                    id=c.id,
-                    name=c.name,
-                    flagged=None if undecided else flags[c.id],
-                    score=min(1.0, max(0.0, scores[c.id])),
-                )
-                for c in self.policy.categories
-            ],
-            decided_by=stage,
-            in_domain=s1.in_domain,
-            description=s2.description if s2 else None,
-            explanation=s2.explanation if s2 else None,
-            captions=captions or [],
-            evidence=evidence,
-            error=_truncated(clip) if clip.truncated else None,
-            timing=timing,
-            cost=_cost(s1),
-            provenance=self.provenance,
-        )
-
-    def _evidence(
-        self, s1: Screened, clip: Clip, flagged: list[str], timing: dict[str, float]
-    ) -> list[Evidence]:
-        if not flagged:
-            return []
-        began = time.perf_counter()
-        found = [e for name in flagged for e in self.screener.evidence(s1, clip, name)]
-        timing["evidence"] = time.perf_counter() - began
+        found: deque[Screened] = deque()
+        try:
+            if batch:
+                found.extend(self.screener.screen([d.clip for d in batch if d.clip is not None]))
+        except Exception:
+            if alone:
+                raise
+        for video in batch:
+            video.timing["screen"] = (time.perf_counter() - began) / len(batch)
         return found
 
-    def _out_of_domain(
-        self, path: str, clip: Clip, s1: Screened, timing: dict[str, float]
-    ) -> Verdict:
-        knows = self.provenance.knows or "its training data"
-        return Verdict(
-            video=path,
-            sha256=clip.sha256,
-            status="out_of_domain",
-            in_domain=s1.in_domain,
-            error=ErrorInfo(
-                code="out_of_domain",
-                message=f"{path} does not look like what this bundle was trained on ({knows}); nothing "
-                "was decided. Use --model with a model that knows such videos, or train a bundle",
-            ),
-            timing=timing,
-            cost=_cost(s1),
-            provenance=self.provenance,
+    def _route(self, video: Decoded, clip: Clip, s1: Screened) -> Verdict:
+        """Algorithm 2 from line 5 on, with the domain guard's condition added."""
+        if not s1.familiar and self.outside_domain == "refuse":
+            return self._outcome.out_of_domain(video, s1)
+        if s1.familiar and s1.confidence >= self.tau:
+            flags = {c.id: c.id == s1.label for c in self.policy.categories}
+            decision = Decision("screen", flags, s1.scores)
+            evidence = self._evidence(video, clip, s1, decision)
+            return self._outcome.decided(video, s1, decision, evidence=evidence, spent=[s1.spent])
+        captions = self._captions(video, clip)
+        began = time.perf_counter()
+        spent = [s1.spent]
+        if self.deliberator.vlm is self.screener.vlm:
+            context = s1.context
+        else:
+            context = self.deliberator.read_video(clip)
+            spent.append(context.spent)
+        s2 = self.deliberator.deliberate(context, captions, s1.scores)
+        video.timing["deliberate"] = time.perf_counter() - began
+        decision = Decision("deliberate", s2.flags, s2.scores)
+        evidence = self._evidence(video, clip, s1, decision)
+        return self._outcome.decided(
+            video, s1, decision, evidence=evidence, spent=spent, captions=captions, s2=s2
         )
 
-    def _video_error(self, decoded: _Decoded, timing: dict[str, float]) -> Verdict:
-        assert decoded.error is not None
-        return Verdict(
-            video=decoded.path,
-            sha256=decoded.error.sha256,
-            status="video_error",
-            error=ErrorInfo(code=decoded.error.code, message=decoded.error.message),
-            timing=timing,
-            provenance=self.provenance,
+    def _captions(self, video: Decoded, clip: Clip) -> list[Caption]:
+        if self.captioner is None:
+            return []
+        began = time.perf_counter()
+        texts = self.captioner.caption(clip.frames)
+        video.timing["caption"] = time.perf_counter() - began
+        return [
+            Caption(time_s=float(t), text=text)
+            for t, text in zip(clip.timestamps, texts, strict=True)
+        ]
+
+    def _evidence(
+        self, video: Decoded, clip: Clip, s1: Screened, decision: Decision
+    ) -> list[Evidence]:
+        if not decision.flagged:
+            return []
+        began = time.perf_counter()
+        found = [e for name in decision.flagged for e in self.screener.evidence(s1, clip, name)]
+        video.timing["evidence"] = time.perf_counter() - began
+        return found
+
+
+def _reader_and_guard(
+    found: Bundle, width: int, device: str
+) -> tuple[ProbeReader | None, DomainGuard | None]:
+    """The bundle's probe and domain guard, made for hidden states of this width.
+
+    Raises:
+        BundleError: they are damaged or belong to another model.
+    """
+    from safelens.domain import DomainGuard
+    from safelens.probe import RollingAttentionProbe
+    from safelens.screen import ProbeReader
+
+    name, screen = found.settings.name, found.settings.screen
+    reader, guard = None, None
+    try:
+        if screen.probe is not None:
+            probe = RollingAttentionProbe.load(found.path(screen.probe), device)
+            reader = ProbeReader(probe, screen.temperature)
+        if screen.domain is not None:
+            guard = DomainGuard.load(found.path(screen.domain))
+    except (FileNotFoundError, ValueError) as error:
+        raise BundleError(f"bundle {name}: {error}") from error
+    if reader is not None and reader.probe.config.input_dim != width:
+        raise BundleError(
+            f"bundle {name}: the probe {screen.probe!r} reads states of width "
+            f"{reader.probe.config.input_dim}, but the model {screen.model!r} gives {width}; "
+            "use the model that the probe was trained on"
         )
-
-    def _model_error(
-        self, path: str, clip: Clip, error: Exception, timing: dict[str, float]
-    ) -> Verdict:
-        return Verdict(
-            video=path,
-            sha256=clip.sha256,
-            status="model_error",
-            error=ErrorInfo(
-                code=type(error).__name__,
-                message=f"{path} decoded, but the model failed: {error or type(error).__name__}. Try "
-                "again; if it fails again, report the video's SHA-256 and this message",
-            ),
-            timing=timing,
-            provenance=self.provenance,
+    if guard is not None and len(guard.mean) != 3 * width:
+        raise BundleError(
+            f"bundle {name}: the domain guard {screen.domain!r} reads {len(guard.mean)} features, "
+            f"but the model {screen.model!r} gives {3 * width}; use the model that it was fitted on"
         )
-
-
-def _truncated(clip: Clip) -> ErrorInfo:
-    notes = "; ".join(clip.notes) or "it ends early"
-    return ErrorInfo(
-        code="truncated", message=f"the video is damaged or cut off ({notes}); only what decoded was judged"
-    )
-
-
-def _cost(s1: Screened) -> Cost:
-    spent = s1.context.spent
-    return Cost(
-        gflops=spent.flops / 1e9, prompt_tokens=spent.prompt, generated_tokens=spent.generated
-    )
+    return reader, guard
 
 
 def _provenance(

@@ -8,6 +8,7 @@ the policy, only the booleans are the model's, and their probabilities are the c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,8 @@ from safelens.prompts import FALSE, TRUE
 from safelens.screen import Layout, layout_of
 from safelens.verdict import Caption
 from safelens.video import Clip
-from safelens.vlm import Context, VisionLanguageModel
+from safelens.vlm import VisionLanguageModel
+from safelens.vlm_cache import Context
 
 ADAPTER = "deliberate"
 _BEGIN = "DESCRIPTION:"
@@ -84,10 +86,16 @@ class Deliberator:
     ) -> Deliberated:
         """Continue a cache that ends with the question (Algorithm 2, lines 9-12).
 
+        Whatever the model writes, the answer is well formed: the reasoning is cut before the first
+        GUARDRAIL, and that line is forced.
+
         Args:
             context: is advanced to the answer's end.
             captions: one a frame.
             scores: S1's probability of each label.
+
+        Raises:
+            FloatingPointError: a probability that is no number.
         """
         request = prompts.deliberation_request(self.policy, captions, scores)
         opening = self.vlm.ids(request + self.parts.closing + _BEGIN)
@@ -109,8 +117,11 @@ class Deliberator:
         for category, piece in zip(self.policy.categories, self._skeleton, strict=False):
             hidden = self.vlm.extend(context, piece, adapter=self.adapter)
             p = float(self.vlm.choice_probability(hidden[:, -1], (TRUE, FALSE))[0])
-            if p != p:
-                raise FloatingPointError("the model's answer is not a number; its weights are at fault")
+            if math.isnan(p):
+                raise FloatingPointError(
+                    "the answer's probability is not a number: the reasoner's weights or their type "
+                    "are at fault"
+                )
             flags[category.id] = p > 0.5
             scores[category.id] = p
             self.vlm.extend(context, self._options[flags[category.id]], adapter=self.adapter)

@@ -6,12 +6,14 @@ domain guard. Does not know tau, nor what happens to a clip of which it is unsur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Literal, Protocol
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from safelens import prompts
 from safelens.domain import DomainGuard
@@ -19,7 +21,9 @@ from safelens.policy import Policy
 from safelens.probe import RollingAttentionProbe
 from safelens.verdict import Evidence
 from safelens.video import Clip
-from safelens.vlm import Context, Prefilled, VisionLanguageModel
+from safelens.vlm import VisionLanguageModel
+from safelens.vlm_cache import Context, Prefilled
+from safelens.vlm_cost import Spent
 from safelens.vlm_inputs import ChatLayout
 
 Layout = Literal["policy_first", "video_first"]
@@ -38,8 +42,13 @@ def layout_of(vlm: VisionLanguageModel, policy: Policy, layout: Layout) -> ChatL
 class Reader(Protocol):
     """Turns what the model holds after the question into class probabilities."""
 
-    def __call__(self, context: Context, states: torch.Tensor) -> torch.Tensor:
-        """Probabilities (C,) from the question's states (T, D); the context is left as it was."""
+    def __call__(self, states: torch.Tensor, context: Callable[[], Context]) -> torch.Tensor:
+        """Probabilities (C,), summing to 1.
+
+        Args:
+            states: of the question's last tokens, (T, D).
+            context: copies the cache that ends with the question, for readers that need it.
+        """
 
 
 class ProbeReader:
@@ -54,11 +63,11 @@ class ProbeReader:
         self.probe = probe.eval()
         self.temperature = temperature
 
-    def __call__(self, context: Context, states: torch.Tensor) -> torch.Tensor:
+    @torch.inference_mode()
+    def __call__(self, states: torch.Tensor, context: Callable[[], Context]) -> torch.Tensor:
         """See :class:`Reader`."""
-        with torch.inference_mode():
-            logits = self.probe(states[None].to(self.probe.mean.dtype))
-        return (logits[0].float() / self.temperature).softmax(-1).cpu()
+        logits = self.probe(states[None].to(self.probe.mean))[0]
+        return (logits.float() / self.temperature).softmax(-1).cpu()
 
 
 class LabelReader:
@@ -68,26 +77,39 @@ class LabelReader:
     batch; its probability is that of `` true`` against `` false``. The model answers for each category
     alone, so with odds o_c = p_c / (1 - p_c) the class probabilities are those of "exactly one or
     none is violated": P(c) = o_c / (1 + sum o), P(safe) = 1 / (1 + sum o).
+
+    Args:
+        vlm: the model.
+        policy: gives the answers.
+        closing: what closes the user's turn and opens the assistant's.
+        rows: categories in one batch; more are run in turn, since each holds a copy of the cache.
     """
 
-    def __init__(self, vlm: VisionLanguageModel, policy: Policy, closing: str) -> None:
+    def __init__(
+        self, vlm: VisionLanguageModel, policy: Policy, closing: str, *, rows: int = 8
+    ) -> None:
         self.vlm = vlm
         opening = prompts.screening_suffix() + closing
-        rows = [
-            vlm.ids(opening + prompts.category_opening(category)) for category in policy.categories
+        answers = [vlm.ids(opening + prompts.category_opening(c)) for c in policy.categories]
+        self._batches = [
+            (pad_sequence(part, batch_first=True), torch.tensor([len(a) - 1 for a in part]))
+            for part in (answers[i : i + rows] for i in range(0, len(answers), rows))
         ]
-        self._ends = torch.tensor([len(row) - 1 for row in rows])
-        self._ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
-    def __call__(self, context: Context, states: torch.Tensor) -> torch.Tensor:
+    @torch.inference_mode()
+    def __call__(self, states: torch.Tensor, context: Callable[[], Context]) -> torch.Tensor:
         """See :class:`Reader`."""
-        copies = self.vlm.fork(context, len(self._ids))
-        copies.spent = context.spent
-        hidden = self.vlm.extend(copies, self._ids)
-        last = hidden[torch.arange(len(self._ids)), self._ends]
-        p = self.vlm.choice_probability(last, (prompts.TRUE, prompts.FALSE)).double().cpu()
+        question = context()
+        found = []
+        for ids, ends in self._batches:
+            copies = question.fork(len(ids))
+            copies.spent = question.spent
+            hidden = self.vlm.extend(copies, ids)
+            last = hidden[torch.arange(len(ids)), ends]
+            found.append(self.vlm.choice_probability(last, (prompts.TRUE, prompts.FALSE)))
+        p = torch.cat(found).double().cpu()
         odds = p / (1 - p).clamp(min=1e-9)
-        return (torch.cat([odds, torch.ones(1)]) / (1 + odds.sum())).float()
+        return (torch.cat([odds, odds.new_ones(1)]) / (1 + odds.sum())).float()
 
 
 @dataclass
@@ -100,7 +122,9 @@ class Screened:
         confidence: its probability.
         in_domain: share of clips of the training's kind that look at least as strange, or None.
         familiar: whether the domain guard accepts the clip; True without a guard.
-        context: the cache up to the question's end, which S2 continues.
+        prefilled: what the model holds of the whole batch.
+        row: the clip's place in it.
+        steps: class probabilities of each temporal step, once :meth:`Screener.evidence` was asked.
     """
 
     scores: dict[str, float]
@@ -108,9 +132,19 @@ class Screened:
     confidence: float
     in_domain: float | None
     familiar: bool
-    context: Context
     prefilled: Prefilled
     row: int
+    steps: list[list[float]] | None = None
+
+    @cached_property
+    def context(self) -> Context:
+        """The cache up to the question's end, which S2 continues; copied at first use."""
+        return self.prefilled.context(self.row)
+
+    @property
+    def spent(self) -> Spent:
+        """What the clip has cost so far; S2 on the same model adds to it."""
+        return self.prefilled.spent[self.row]
 
 
 class Screener:
@@ -146,16 +180,20 @@ class Screener:
         return self.vlm.prefill_videos(self.head, videos, self.parts.tail)
 
     def screen(self, clips: Sequence[Clip]) -> list[Screened]:
-        """Screen a batch of clips (Algorithm 2, lines 2-5)."""
+        """Screen a batch of clips (Algorithm 2, lines 2-5).
+
+        Raises:
+            FloatingPointError: scores that are no numbers.
+        """
         prefilled = self.prefill(clips)
         return [self._read(prefilled, row) for row in range(len(clips))]
 
     def _read(self, prefilled: Prefilled, row: int) -> Screened:
-        context = prefilled.context(row)
-        states = prefilled.tail_states(row, LAST_TOKENS)
-        p = self.reader(context, states)
+        p = self.reader(prefilled.tail_states(row, LAST_TOKENS), lambda: prefilled.context(row))
         if not bool(torch.isfinite(p).all()):
-            raise FloatingPointError("the model's scores are not finite; its weights or dtype are at fault")
+            raise FloatingPointError(
+                "the scores of the screen are not finite: its weights or their type are at fault"
+            )
         scores = dict(zip(self.policy.labels, p.tolist(), strict=True))
         label = max(scores, key=lambda name: scores[name])
         in_domain, familiar = None, True
@@ -163,30 +201,42 @@ class Screener:
             features = domain_features(prefilled, row)
             in_domain = float(self.guard.in_domain(features))
             familiar = bool(self.guard.accepts(features))
-        return Screened(scores, label, scores[label], in_domain, familiar, context, prefilled, row)
+        return Screened(scores, label, scores[label], in_domain, familiar, prefilled, row)
 
     def evidence(self, screened: Screened, clip: Clip, category: str) -> list[Evidence]:
         """When in the video: each temporal step asked alone, on the cache that is already there.
 
-        The question is run again on [policy | one step's block] for all steps in one batch; nothing
-        of the video is encoded or prefilled anew. Steps that score at least half of the best step are
-        joined into stretches.
+        Steps that score at least half of the best step are joined into stretches.
 
         Args:
             screened: what :meth:`screen` gave for the clip.
             clip: gives the timestamps.
             category: a category id.
         """
-        moments = screened.prefilled.moments(screened.row)
-        together = Context.stack(moments)
-        together.spent = screened.context.spent
-        hidden = self.vlm.extend(together, self.vlm.ids(self.parts.tail))
+        if screened.steps is None:
+            screened.steps = self._steps(screened)
         column = self.policy.labels.index(category)
-        scores = [
-            float(self.reader(together.select(k, [(0, together.length)]), states)[column])
-            for k, states in enumerate(hidden[:, -LAST_TOKENS:])
+        return stretches([row[column] for row in screened.steps], clip.timestamps, category)
+
+    def _steps(self, screened: Screened) -> list[list[float]]:
+        """Class probabilities of each temporal step, shape (steps, C).
+
+        The question is run again on [policy | one step's block] for all steps in one batch; nothing
+        of the video is encoded or prefilled anew.
+        """
+        together = Context.stack(screened.prefilled.moments(screened.row))
+        together.spent = screened.spent
+        hidden = self.vlm.extend(together, self.vlm.ids(self.parts.tail))
+
+        def moment(step: int) -> Context:
+            one = together.select(step, [(0, together.length)])
+            one.spent = screened.spent
+            return one
+
+        return [
+            self.reader(states, partial(moment, step)).tolist()
+            for step, states in enumerate(hidden[:, -LAST_TOKENS:])
         ]
-        return stretches(scores, clip.timestamps, category)
 
 
 def stretches(scores: Sequence[float], timestamps: np.ndarray, category: str) -> list[Evidence]:
@@ -217,8 +267,6 @@ def domain_features(prefilled: Prefilled, row: int) -> np.ndarray:
     Mean over the question's last tokens, mean and standard deviation over the video's tokens; shape
     (3 D,), float64.
     """
-    question = prefilled.tail_states(row, LAST_TOKENS).double()
-    video = prefilled.video_states(row).double()
-    return torch.cat([question.mean(0), video.mean(0), video.std(0)]).cpu().numpy()
-
-
+    question = prefilled.tail_states(row, LAST_TOKENS).cpu().double()
+    video = prefilled.video_states(row).cpu().double()
+    return torch.cat([question.mean(0), video.mean(0), video.std(0, correction=0)]).numpy()

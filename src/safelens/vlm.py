@@ -1,7 +1,7 @@
-"""The vision-language model: prefill, fork and continue a cache, hidden states, guided decoding.
+"""The vision-language model: prefill and continue a cache, hidden states, guided decoding.
 
 Knows Hugging Face models of the Qwen3-VL kind, their chat template, their rotary positions and their
-key/value cache. Knows nothing of policies, probes or verdicts: it is handed texts and frames.
+adapters. Knows nothing of policies, probes or verdicts: it is handed texts and frames.
 
 A prompt is laid out so that everything that repeats comes first (see docs/architecture.md)::
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,107 +25,25 @@ import torch
 from transformers import AutoConfig, AutoProcessor, DynamicCache
 from transformers.modeling_utils import PreTrainedModel
 
-from safelens.vlm_cost import Spent, language_flops, vision_flops
+from safelens.vlm_cache import Context, Prefilled
+from safelens.vlm_cost import Spent, head_flops, language_flops, vision_flops
 from safelens.vlm_inputs import (
     ChatLayout,
     EncodedVideo,
-    ModelLoadError,
     VideoRows,
+    encode_blocks,
     fit_frames,
+    render_chat,
+)
+from safelens.vlm_loading import (
+    ModelLoadError,
+    adapter_weights,
+    check_adapter,
+    check_weights,
     loading,
 )
 
-_END_OF_TEXT = "\u241e"  # stands where the user's text ends while a chat template is rendered
-VIDEO_PLACEHOLDER = "<|vision_start|><|video_pad|><|vision_end|>"
-
-
-@dataclass
-class Context:
-    """A cache and where the next token goes.
-
-    Attributes:
-        cache: keys and values of B sequences of the same length.
-        position: rotary position of the next text token.
-        spent: what these sequences have cost.
-    """
-
-    cache: DynamicCache
-    position: int
-    spent: Spent = field(default_factory=Spent)
-
-    @property
-    def length(self) -> int:
-        """Number of tokens held."""
-        return self.cache.get_seq_length()
-
-    def select(self, row: int, tokens: Sequence[tuple[int, int]]) -> Context:
-        """One row, with only the tokens of the given [start, end) ranges, at their true positions."""
-
-        def cut(states: torch.Tensor) -> torch.Tensor:
-            return torch.cat([states[row : row + 1, :, a:b] for a, b in tokens], dim=2)
-
-        pairs = [(cut(layer.keys), cut(layer.values)) for layer in self.cache.layers]
-        return Context(DynamicCache(pairs), self.position)
-
-    @staticmethod
-    def stack(contexts: Sequence[Context]) -> Context:
-        """Rows of equal length and position as one batch."""
-        pairs = [
-            (torch.cat([layer.keys for layer in layers]), torch.cat([layer.values for layer in layers]))
-            for layers in zip(*(c.cache.layers for c in contexts), strict=True)
-        ]
-        return Context(DynamicCache(pairs), contexts[0].position)
-
-
-@dataclass
-class Prefilled:
-    """What a batch of videos left behind after prefill; rows are [head | video | tail | padding].
-
-    Attributes:
-        hidden: last hidden states of the new tokens, shape (B, L, D).
-        lengths: real new tokens of each row.
-        tail_length: how many of a row's last real tokens are the tail.
-        head_length: tokens of the shared head.
-    """
-
-    hidden: torch.Tensor
-    lengths: list[int]
-    tail_length: int
-    head_length: int
-    _cache: DynamicCache
-    _positions: list[int]
-    _spent: list[Spent]
-    _videos: list[EncodedVideo]
-
-    def context(self, row: int) -> Context:
-        """The cache of one row, without its padding, ready to be continued."""
-        whole = Context(self._cache, self._positions[row])
-        found = whole.select(row, [(0, self.head_length + self.lengths[row])])
-        found.spent = self._spent[row]
-        return found
-
-    def tail_states(self, row: int, last: int) -> torch.Tensor:
-        """States of the tail's last tokens, at most ``last`` of them, shape (T, D)."""
-        end = self.lengths[row]
-        return self.hidden[row, end - min(last, self.tail_length) : end]
-
-    def video_states(self, row: int) -> torch.Tensor:
-        """States of the video's tokens (no timestamps), shape (steps * tokens, D)."""
-        blocks = self._videos[row].blocks
-        return torch.cat([self.hidden[row, a + 1 : b - 1] for a, b in blocks])
-
-    def moments(self, row: int) -> list[Context]:
-        """For each temporal step of the video, the head and that step's block alone, before the tail.
-
-        Blocks keep their true positions, and have seen what came before them: they were cut from
-        the video's own cache. The tail can be run again on each.
-        """
-        whole = Context(self._cache, self._positions[row] - self.tail_length)
-        base = self.head_length
-        return [
-            whole.select(row, [(0, base), (base + a, base + b)])
-            for a, b in self._videos[row].blocks
-        ]
+__all__ = ["Context", "EncodedVideo", "ModelLoadError", "Prefilled", "VisionLanguageModel"]
 
 
 class VisionLanguageModel:
@@ -138,8 +55,7 @@ class VisionLanguageModel:
     Args:
         model: a ``Qwen3VLForConditionalGeneration`` or compatible model.
         processor: its processor.
-        frame_pixels: pixels of a frame after resizing; the aspect ratio is kept and sides are
-            rounded to whole merged patches.
+        frame_pixels: pixels of a resized frame; its aspect is kept, its sides are whole patches.
 
     Raises:
         ModelLoadError: the model is of another kind.
@@ -152,6 +68,13 @@ class VisionLanguageModel:
             raise ModelLoadError(
                 f"{type(model).__name__} is not a Qwen3-VL-like model (it has no get_rope_index); "
                 "use a Qwen3-VL model or a fine-tuned one"
+            )
+        self._text_config: Any = model.config.get_text_config()
+        others = set(getattr(self._text_config, "layer_types", None) or ()) - {"full_attention"}
+        if others:
+            raise ModelLoadError(
+                f"{type(model).__name__} has layers of type {', '.join(sorted(others))}, whose cache "
+                "cannot be cut by token; use a model of full attention, such as Qwen3-VL"
             )
         self.model: Any = model.eval()
         self.processor = processor
@@ -190,16 +113,20 @@ class VisionLanguageModel:
         device = torch.device(device)
         if dtype is None:
             dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        with loading(source):
-            config = AutoConfig.from_pretrained(source)
+        with loading(source) as (name, local):
+            config = AutoConfig.from_pretrained(name, local_files_only=local)
             if not hasattr(config, "vision_config"):
                 raise ModelLoadError(
                     f"{source}: model type {config.model_type!r} has no vision tower; "
                     "expected a Qwen3-VL-like model"
                 )
-            processor = AutoProcessor.from_pretrained(source)
-            model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
-        return cls(model.to(device), processor, frame_pixels=frame_pixels)
+            processor = AutoProcessor.from_pretrained(name, local_files_only=local)
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                name, dtype=dtype, local_files_only=local, output_loading_info=True
+            )
+            model, info = loaded
+            check_weights(source, info["missing_keys"])
+            return cls(model.to(device), processor, frame_pixels=frame_pixels)
 
     @property
     def device(self) -> torch.device:
@@ -209,46 +136,37 @@ class VisionLanguageModel:
     @property
     def hidden_size(self) -> int:
         """Width of the hidden states."""
-        return int(self.model.config.get_text_config().hidden_size)
+        return int(self._text_config.hidden_size)
 
     def load_adapter(self, source: str | Path, name: str) -> None:
         """Load a LoRA adapter; it stays off until it is named in :meth:`extend` or :meth:`decode`.
 
+        Args:
+            source: directory or hub id.
+            name: what it is called from then on.
+
         Raises:
-            ModelLoadError: the adapter is missing or does not fit the model.
+            ModelLoadError: the adapter is missing, was made for another model, or changes the
+                vocabulary's head, which is read without adapters.
         """
-        with self._lock, loading(source):
-            self.model.load_adapter(str(source), adapter_name=name)
+        with self._lock, loading(source) as (found, local):
+            weights = adapter_weights(found, local)
+            self.model.load_adapter(str(weights.parent), adapter_name=name)
+            self.model.to(self.device)
             self.model.disable_adapters()
             self.model.eval()
+            check_adapter(source, weights, name, dict(self.model.named_parameters()))
             self._adapters.add(name)
 
     # -- texts and frames to inputs -------------------------------------------------------------
 
     def layout(self, user: str, *, system: str | None = None) -> ChatLayout:
         """Render a chat of one system message and one user turn (video, then text)."""
-        messages: list[dict[str, Any]] = []
-        if system is not None:
-            messages.append({"role": "system", "content": [{"type": "text", "text": system}]})
-        content = [{"type": "video"}, {"type": "text", "text": user + _END_OF_TEXT}]
-        messages.append({"role": "user", "content": content})
-        text = self.processor.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-        head, found, rest = text.partition(VIDEO_PLACEHOLDER)
-        if not found:
-            raise ModelLoadError(
-                f"the chat template does not write {VIDEO_PLACEHOLDER!r} for a video; "
-                "a Qwen3-VL chat template was expected"
-            )
-        tail, _, closing = rest.partition(_END_OF_TEXT)
-        return ChatLayout(head, tail, closing)
+        return render_chat(self.processor, user, system)
 
     def ids(self, text: str) -> torch.Tensor:
         """Token ids of a text, special tokens recognised, nothing added; shape (L,)."""
-        return torch.tensor(
-            self.tokenizer.encode(text, add_special_tokens=False), dtype=torch.long
-        )
+        return torch.tensor(self.tokenizer.encode(text, add_special_tokens=False), dtype=torch.long)
 
     def encode_videos(
         self, frames: Sequence[np.ndarray], timestamps: Sequence[np.ndarray]
@@ -256,7 +174,7 @@ class VisionLanguageModel:
         """Turn clips into model inputs.
 
         Args:
-            frames: a clip each, (T, H, W, 3) uint8, T >= 2.
+            frames: a clip each, (T, H, W, 3) uint8.
             timestamps: a clip each, (T,) seconds.
         """
         out = self.processor.video_processor(
@@ -268,176 +186,9 @@ class VisionLanguageModel:
         grids: torch.Tensor = out["video_grid_thw"]
         pixels = out["pixel_values_videos"].split(grids.prod(-1).tolist())
         return [
-            self._encoded(times, grid, patches)
+            encode_blocks(self.model.config, self.ids, times, grid, patches)
             for times, grid, patches in zip(timestamps, grids, pixels, strict=True)
         ]
-
-    def _encoded(self, timestamps: np.ndarray, grid: torch.Tensor, pixels: torch.Tensor) -> EncodedVideo:
-        """A timestamp before each block of placeholders, as Qwen3-VL's own processor writes it."""
-        config = self.model.config
-        steps, height, width = (int(n) for n in grid)
-        per = int(config.vision_config.temporal_patch_size)
-        times = [float(t) for t in timestamps]
-        times += [times[-1]] * (-len(times) % per)
-        merged = height * width // int(config.vision_config.spatial_merge_size) ** 2
-        block = [
-            config.vision_start_token_id,
-            *[self._video_token] * merged,
-            config.vision_end_token_id,
-        ]
-        ids: list[int] = []
-        blocks = []
-        for i in range(steps):
-            middle = (times[i * per] + times[i * per + per - 1]) / 2
-            ids += self.tokenizer.encode(f"<{middle:.1f} seconds>", add_special_tokens=False)
-            blocks.append((len(ids), len(ids) + len(block)))
-            ids += block
-        return EncodedVideo(torch.tensor(ids), pixels, grid[None], tuple(blocks))
-
-    # -- the cache ------------------------------------------------------------------------------
-
-    @torch.inference_mode()
-    def prefill_text(self, text: str) -> Context:
-        """Run a text from nothing: the head of a prompt, once per policy."""
-        with self._lock, self._only(None):
-            ids = self.ids(text).to(self.device)
-            context = Context(DynamicCache(config=self.model.config), 0)
-            self._run(ids[None], self._text_positions(ids.shape[0], 0, 1), context.cache)
-            self._count([context.spent], [ids.shape[0]], 0)
-            context.position = ids.shape[0]
-            return context
-
-    @torch.inference_mode()
-    def prefill_videos(
-        self, head: Context, videos: Sequence[EncodedVideo], tail: str
-    ) -> Prefilled:
-        """Continue a shared head with one video and the tail a row, in one batch.
-
-        The head is left as it was. Rows are right padded: in a causal model no real token sees
-        padding that comes after it, so no mask is needed and single and batched runs agree.
-        """
-        with self._lock, self._only(None):
-            tail_ids = self.ids(tail)
-            rows = self.video_rows(head.position, videos, [tail_ids] * len(videos))
-            cache = self.fork(head, len(videos)).cache
-            hidden = self._run(
-                rows.ids,
-                rows.positions,
-                cache,
-                pixel_values_videos=rows.pixels,
-                video_grid_thw=rows.grids,
-            )
-            spent = [Spent() for _ in videos]
-            self._count(spent, rows.lengths, head.length)
-            for meter, video in zip(spent, videos, strict=True):
-                grid = [int(n) for n in video.grid[0]]
-                meter.flops += vision_flops(self.model.config.vision_config, *grid)
-            return Prefilled(
-                hidden=hidden,
-                lengths=rows.lengths,
-                tail_length=tail_ids.shape[0],
-                head_length=head.length,
-                _cache=cache,
-                _positions=rows.next_positions,
-                _spent=spent,
-                _videos=list(videos),
-            )
-
-    def fork(self, context: Context, rows: int = 1) -> Context:
-        """Copy a context, repeated over ``rows``; the copy can be continued freely."""
-        pairs = [
-            (layer.keys.repeat_interleave(rows, 0), layer.values.repeat_interleave(rows, 0))
-            for layer in context.cache.layers
-        ]
-        return Context(DynamicCache(pairs), context.position)
-
-    @torch.inference_mode()
-    def extend(
-        self, context: Context, ids: torch.Tensor, *, adapter: str | None = None
-    ) -> torch.Tensor:
-        """Continue a context in place with text tokens; returns their hidden states (B, L, D).
-
-        Args:
-            context: its cache and position are advanced.
-            ids: (L,), the same for each row, or (B, L).
-            adapter: LoRA adapter that is switched on for these tokens.
-        """
-        with self._lock, self._only(adapter):
-            rows = context.cache.layers[0].keys.shape[0]
-            ids = ids.to(self.device)
-            ids = ids.expand(rows, -1) if ids.ndim == 1 else ids
-            positions = self._text_positions(ids.shape[1], context.position, rows)
-            self._count([context.spent] * rows, [ids.shape[1]] * rows, context.length)
-            hidden = self._run(ids, positions, context.cache)
-            context.position += ids.shape[1]
-            return hidden
-
-    def crop(self, context: Context, tokens: int) -> None:
-        """Take the last ``tokens`` text tokens off a context."""
-        if tokens:
-            context.cache.crop(-tokens)
-            context.position -= tokens
-
-    @torch.inference_mode()
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Vocabulary logits (..., V) of hidden states (..., D), in float32."""
-        return self.model.lm_head(hidden).float()
-
-    def decode(
-        self,
-        context: Context,
-        hidden: torch.Tensor,
-        *,
-        max_new_tokens: int,
-        stop: str,
-        adapter: str | None = None,
-    ) -> str:
-        """Greedy decoding until the end-of-turn token, the ``stop`` text or the budget.
-
-        The context is left just before ``stop`` (or the end token), so that it can be continued.
-
-        Args:
-            context: batch size 1; its last token's logits are those of ``hidden``.
-            hidden: hidden states of which the last is read, shape (1, L, D).
-            max_new_tokens: budget; reaching it is no error.
-            stop: text at which decoding ends; it is neither returned nor left in the cache.
-            adapter: LoRA adapter that is switched on.
-        """
-        end = self._end_tokens()
-        ids: list[int] = []
-        with self._lock:
-            while len(ids) < max_new_tokens:
-                token = int(self.logits(hidden[:, -1]).argmax())
-                if token in end:
-                    break
-                ids.append(token)
-                hidden = self.extend(context, torch.tensor([token]), adapter=adapter)
-                context.spent.prompt -= 1
-                context.spent.generated += 1
-                if (at := self._text(ids).find(stop)) >= 0:
-                    keep = max(n for n in range(len(ids)) if len(self._text(ids[:n])) <= at)
-                    self.crop(context, len(ids) - keep)
-                    ids = ids[:keep]
-                    break
-        return self._text(ids)
-
-    def choice_probability(self, hidden: torch.Tensor, options: tuple[str, str]) -> torch.Tensor:
-        """Probability of the first of two options as the next token, the two taken together.
-
-        Args:
-            hidden: (B, D), states of the tokens before the choice.
-            options: two texts whose first tokens differ.
-
-        Returns:
-            Shape (B,), float32.
-
-        Raises:
-            ValueError: the options begin with the same token.
-        """
-        one, other = (int(self.ids(option)[0]) for option in options)
-        if one == other:
-            raise ValueError(f"options {options!r} begin with the same token; use others")
-        return self.logits(hidden)[:, [one, other]].softmax(-1)[:, 0]
 
     def video_rows(
         self, start: int, videos: Sequence[EncodedVideo], tails: Sequence[torch.Tensor]
@@ -473,26 +224,158 @@ class VisionLanguageModel:
             next_positions=next_positions,
         )
 
+    # -- the cache ------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def prefill_text(self, text: str) -> Context:
+        """Run a text from nothing: the head of a prompt, once per policy."""
+        context = Context(DynamicCache(config=self.model.config), 0)
+        with self._lock, self._only(None):
+            self._text(context, self.ids(text)[None])
+        return context
+
+    @torch.inference_mode()
+    def prefill_videos(self, head: Context, videos: Sequence[EncodedVideo], tail: str) -> Prefilled:
+        """Continue a shared head with one video and the tail a row, in one batch.
+
+        The head is left as it was. Rows are right padded: in a causal model no real token sees
+        padding that comes after it, so no mask is needed and single and batched runs agree.
+        """
+        tail_ids = self.ids(tail)
+        with self._lock, self._only(None):
+            rows = self.video_rows(head.position, videos, [tail_ids] * len(videos))
+            cache = head.fork(len(videos)).cache
+            hidden = self._run(
+                rows.ids,
+                rows.positions,
+                cache,
+                pixel_values_videos=rows.pixels,
+                video_grid_thw=rows.grids,
+            )
+        spent = [Spent(prompt=length) for length in rows.lengths]
+        for meter, video in zip(spent, videos, strict=True):
+            meter.flops = language_flops(self._text_config, meter.prompt, head.length)
+            meter.flops += vision_flops(self.model.config.vision_config, *video.grid[0].tolist())
+        return Prefilled(
+            hidden=hidden,
+            lengths=rows.lengths,
+            tail_length=tail_ids.shape[0],
+            head_length=head.length,
+            spent=spent,
+            _cache=cache,
+            _positions=rows.next_positions,
+            _videos=list(videos),
+        )
+
+    @torch.inference_mode()
+    def extend(
+        self, context: Context, ids: torch.Tensor, *, adapter: str | None = None
+    ) -> torch.Tensor:
+        """Continue a context in place with text tokens; returns their hidden states (B, L, D).
+
+        Args:
+            context: its cache and position are advanced.
+            ids: (L,), the same for each row, or (B, L).
+            adapter: LoRA adapter that is switched on for these tokens.
+
+        Raises:
+            ValueError: no adapter of that name is loaded.
+        """
+        with self._lock, self._only(adapter):
+            return self._text(context, ids.expand(context.rows, -1) if ids.ndim == 1 else ids)
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        context: Context,
+        hidden: torch.Tensor,
+        *,
+        max_new_tokens: int,
+        stop: str,
+        adapter: str | None = None,
+    ) -> str:
+        """Greedy decoding until the end-of-turn token, the ``stop`` text or the budget.
+
+        The context is left just before ``stop`` (or the end token), so that it can be continued.
+
+        Args:
+            context: batch size 1; its last token's logits are those of ``hidden``.
+            hidden: hidden states of which the last is read, shape (1, L, D).
+            max_new_tokens: budget; reaching it is no error.
+            stop: text at which decoding ends; it is neither returned nor left in the cache.
+            adapter: LoRA adapter that is switched on.
+
+        Raises:
+            ValueError: no adapter of that name is loaded.
+        """
+        end = self._end_tokens()
+        ids: list[int] = []
+        with self._lock, self._only(adapter):
+            while len(ids) < max_new_tokens:
+                token = int(self.logits(hidden[:, -1]).argmax())
+                context.spent.flops += head_flops(self._text_config, 1)
+                if token in end:
+                    break
+                ids.append(token)
+                hidden = self._text(context, torch.tensor([[token]]), written=1)
+                if (at := self._string(ids).find(stop)) >= 0:
+                    keep = max(n for n in range(len(ids)) if len(self._string(ids[:n])) <= at)
+                    context.crop(len(ids) - keep)
+                    ids = ids[:keep]
+                    break
+        return self._string(ids)
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Vocabulary logits (..., V) of hidden states (..., D), in float32 or better."""
+        logits = self.model.lm_head(hidden)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def choice_probability(self, hidden: torch.Tensor, options: tuple[str, str]) -> torch.Tensor:
+        """Probability of the first of two options as the next token, the two taken together.
+
+        Args:
+            hidden: (B, D), states of the tokens before the choice.
+            options: two texts whose first tokens differ.
+
+        Returns:
+            Shape (B,).
+
+        Raises:
+            ValueError: the options begin with the same token.
+        """
+        one, other = (int(self.ids(option)[0]) for option in options)
+        if one == other:
+            raise ValueError(f"options {options!r} begin with the same token; use others")
+        return self.logits(hidden)[:, [one, other]].softmax(-1)[:, 0]
+
     # -- inside -----------------------------------------------------------------------------------
 
+    def _text(self, context: Context, ids: torch.Tensor, *, written: int = 0) -> torch.Tensor:
+        """Run text tokens (B, L) on a context; ``written`` of each row's are the model's own."""
+        rows, length = ids.shape
+        start = context.position
+        positions = torch.arange(start, start + length, device=self.device)
+        past = context.length
+        hidden = self._run(ids.to(self.device), positions.expand(3, rows, -1), context.cache)
+        context.position += length
+        context.spent.prompt += rows * (length - written)
+        context.spent.generated += rows * written
+        context.spent.flops += rows * language_flops(self._text_config, length, past)
+        return hidden
+
     def _run(
-        self, ids: torch.Tensor, positions: torch.Tensor, cache: DynamicCache, **visual: torch.Tensor
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        cache: DynamicCache,
+        **visual: torch.Tensor,
     ) -> torch.Tensor:
         return self.model.model(
             input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, **visual
         ).last_hidden_state
 
-    def _count(self, spent: Sequence[Spent], lengths: Sequence[int], past: int) -> None:
-        config = self.model.config.get_text_config()
-        for meter, length in zip(spent, lengths, strict=True):
-            meter.prompt += length
-            meter.flops += language_flops(config, length, past)
-
-    def _text_positions(self, length: int, start: int, rows: int) -> torch.Tensor:
-        positions = torch.arange(start, start + length, device=self.device)
-        return positions.view(1, 1, -1).expand(3, rows, -1)
-
-    def _text(self, ids: list[int]) -> str:
+    def _string(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def _end_tokens(self) -> set[int]:
@@ -502,7 +385,7 @@ class VisionLanguageModel:
 
     @contextlib.contextmanager
     def _only(self, adapter: str | None) -> Iterator[None]:
-        """Exactly this adapter on, or none."""
+        """Exactly this adapter on, or none; the lock is held."""
         if adapter is None:
             yield
             return

@@ -1,7 +1,7 @@
 """What a forward pass costs, by formula: floating-point operations of Qwen3-VL-like models.
 
-Counts multiplications and additions of matrix products and attention, as PyTorch's counter does;
-norms, activations and rotary embeddings are left out.
+Counts multiplications and additions of matrix products and attention; norms, activations and rotary
+embeddings are left out. Attention counts what is seen: the causal triangle and the past.
 """
 
 from __future__ import annotations
@@ -41,6 +41,16 @@ def language_flops(config: Any, new: int, past: int) -> float:
     return config.num_hidden_layers * (2 * linear * new + 4 * queries * seen)
 
 
+def head_flops(config: Any, tokens: int) -> float:
+    """The vocabulary's logits of ``tokens`` states.
+
+    Args:
+        config: the model's text configuration.
+        tokens: states read.
+    """
+    return 2.0 * tokens * config.hidden_size * config.vocab_size
+
+
 def vision_flops(config: Any, frames: int, height: int, width: int) -> float:
     """The vision tower over ``frames`` temporal patches of height x width patches.
 
@@ -59,4 +69,5 @@ def vision_flops(config: Any, frames: int, height: int, width: int) -> float:
     )
     mergers = 1 + len(config.deepstack_visual_indexes)
     tokens = patches / config.spatial_merge_size**2
-    return 2 * patches * patch * d + blocks + mergers * 2 * tokens * merged * (merged + config.out_hidden_size)
+    merging = mergers * 2 * tokens * merged * (merged + config.out_hidden_size)
+    return 2 * patches * patch * d + blocks + merging

@@ -29,7 +29,9 @@ CLASSES: tuple[str, ...] = (
 )  # fmt: skip
 """Category ids of the default policy, and ``safe``."""
 
-_SAFE_SHARE = 0.28
+_SAFE_SHARE = 0.6
+_GENERIC_SHARE = 1 / 6  # of the safe ones; the rest are twins, as common as what they are twins of
+_HARD = {"text": 2.0, "order": 2.0}  # weights of scenarios that a glance cannot decide
 _DOUBLE_SHARE = 0.06
 _RATES = (12.0,) * 8 + (10.0, 15.0, 24.0, 25.0, 30.0)
 # Doubles are drawn at half size, so only scenarios with big things and short captions take part.
@@ -139,9 +141,10 @@ class Scene:
 def sample_scene(seed: int, index: int, *, label: str | None = None) -> Scene:
     """The ``index``-th scene of the world ``seed``.
 
-    Without ``label``, 28 % of scenes are safe (half of them twins of violating scenes) and each
-    category has 12 %; scenarios are balanced within a class, and 6 % of violating scenes and of
-    their twins hold two scenes side by side.
+    Without ``label``, 60 % of scenes are safe (five of six are twins of violating scenes, so that the
+    look of a place says nothing) and the categories share the rest evenly; within a class, scenarios
+    that only text or the order of events decides are twice as common as others; 6 % of violating
+    scenes and of their twins hold two scenes side by side.
 
     Args:
         seed: The world.
@@ -158,10 +161,12 @@ def sample_scene(seed: int, index: int, *, label: str | None = None) -> Scene:
     if wanted is None:
         wanted = "safe" if rng.random() < _SAFE_SHARE else rng.choice(CLASSES[:-1])
     bad = wanted != "safe"
-    if not bad and rng.random() < 0.5:
+    if not bad and rng.random() < _GENERIC_SHARE:
         return _build(seed, index, (rng.choice(SAFE),), bad=False)
     category = wanted if bad else rng.choice(CLASSES[:-1])
-    kinds: tuple[Scenario, ...] = (rng.choice([s for s in SCENARIOS if s.label == category]),)
+    pool = [s for s in SCENARIOS if s.label == category]
+    weights = [_HARD.get(s.difficulty, 1.0) for s in pool]
+    kinds: tuple[Scenario, ...] = (rng.choices(pool, weights)[0],)
     if rng.random() < _DOUBLE_SHARE:
         pool = [s for s in SCENARIOS if s.name in _DOUBLES]
         first = rng.choice([s for s in pool if s.label == category])

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from safelens import prompts
 from safelens.policy import SAFE, Policy
+from safelens.screen import layout_of
 from safelens.train.loop import LoopConfig, fit
 from safelens.train.sequences import Example, Scored, teacher_forced
 from safelens.verdict import Caption
@@ -53,11 +54,10 @@ class Turns:
     def __init__(self, vlm: VisionLanguageModel, policy: Policy) -> None:
         self.vlm = vlm
         self.policy = policy
-        layout = vlm.layout(prompts.question(policy), system=prompts.policy_prompt(policy))
-        self.head = vlm.ids(layout.head)
-        self.question = vlm.ids(layout.tail)
-        self.closing = vlm.ids(prompts.screening_suffix() + layout.closing)
-        self._request_closing = layout.closing
+        self.layout = layout_of(vlm, policy, "policy_first")
+        self.head = vlm.ids(self.layout.head)
+        self.question = vlm.ids(self.layout.tail)
+        self.closing = vlm.ids(prompts.screening_suffix() + self.layout.closing)
         self.head_without_policy = vlm.ids(vlm.layout("").head)
         self._end = vlm.ids(vlm.tokenizer.eos_token)
 
@@ -83,7 +83,7 @@ class Turns:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Captions and scores, then DESCRIPTION, EXPLANATION and GUARDRAIL."""
         request = prompts.deliberation_request(self.policy, captions, scores)
-        prompt = self.vlm.ids(request + self._request_closing)
+        prompt = self.vlm.ids(request + self.layout.closing)
         if with_question:
             prompt = torch.cat([self.question, prompt])
         answer = prompts.deliberation_answer(

@@ -57,7 +57,8 @@ def optimizers(
     named: Iterable[tuple[str, nn.Parameter]], config: LoopConfig
 ) -> list[torch.optim.Optimizer]:
     """AdamW, and Muon for the two-dimensional weights that are no embeddings or heads."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in named:
         if not parameter.requires_grad:
             continue
@@ -73,9 +74,7 @@ def optimizers(
         )
     if matrices:
         assert config.muon_lr is not None
-        found.append(
-            Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay)
-        )
+        found.append(Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay))
     return found
 
 
@@ -126,7 +125,7 @@ def fit(
                     group["lr"] = top * rate(step, config)
                 opt.zero_grad(set_to_none=True)
             losses = loss_of_step(step)
-            losses["loss"].backward()  # type: ignore[no-untyped-call]
+            losses["loss"].backward()
             norm = nn.utils.clip_grad_norm_(trained.values(), config.clip)
             for opt in opts:
                 opt.step()
@@ -154,14 +153,14 @@ def _save(
     os.replace(partial, path)
 
 
-def _resume(
-    path: Path, trained: dict[str, nn.Parameter], opts: list[torch.optim.Optimizer]
-) -> int:
+def _resume(path: Path, trained: dict[str, nn.Parameter], opts: list[torch.optim.Optimizer]) -> int:
     if not path.exists():
         return 0
     state = torch.load(path, weights_only=True)
     if state["weights"].keys() != trained.keys():
-        raise ValueError(f"{path} is a checkpoint of another model; remove it or choose another folder")
+        raise ValueError(
+            f"{path} is a checkpoint of another model; remove it or choose another folder"
+        )
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(state["weights"][name])

@@ -1,4 +1,7 @@
-"""A Qwen3-VL of a few million parameters with random weights, for 80 px frames."""
+"""A Qwen3-VL of a few million parameters with random weights, for frames of about 48 px.
+
+Knows shapes. Does not know how the model is trained or what on.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoTokenizer,
-    PreTrainedTokenizerFast,
     Qwen2VLImageProcessor,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
@@ -17,11 +19,12 @@ from transformers import (
 )
 
 
-def vlm_config(tokenizer: PreTrainedTokenizerFast, **text: Any) -> Qwen3VLConfig:
+def vlm_config(tokenizer: Any, **text: Any) -> Qwen3VLConfig:
     """The configuration; ``text`` overrides the language model's sizes."""
 
     def token(name: str) -> int:
-        return int(tokenizer.convert_tokens_to_ids(name))
+        found: int = tokenizer.convert_tokens_to_ids(name)
+        return found
 
     width = text.get("hidden_size", 192)
     return Qwen3VLConfig(
@@ -74,7 +77,7 @@ def build_vlm(
     model = Qwen3VLForConditionalGeneration(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    sizes = {"patch_size": 8, "merge_size": 2, "temporal_patch_size": 2}
+    sizes: dict[str, Any] = {"patch_size": 8, "merge_size": 2, "temporal_patch_size": 2}
     processor = Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(**sizes),
         tokenizer=tokenizer,

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Train the embedded bundle from nothing: about two hours on two CPU cores, 30 MB of result.
+# Every stage can be interrupted; run the script again and it goes on where it was.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+work=${1:-out/tiny}
+run() { echo "== $*"; python -m "$@"; }
+
+run recipes.tiny.data "$work/val" --clips 1200 --seed 771
+run recipes.tiny.data "$work/train" --clips 16000
+run recipes.tiny.captioner "$work"      # Florence-2: frame to sentence
+run recipes.tiny.embedder "$work"       # Qwen3-VL: see first, then answer under the policy
+run recipes.tiny.states "$work"         # probe, domain guard, out-of-fold scores
+run recipes.tiny.reasoner "$work"       # the adapter that continues S1's cache
+run recipes.tiny.pack "$work" src/safelens/bundles/tiny
+run recipes.tiny.check --videos "${@:2}"

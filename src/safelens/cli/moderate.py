@@ -1,0 +1,359 @@
+"""`safelens moderate`: videos in, verdicts out.
+
+Knows which files are meant, the file of verdicts and how it is continued, and what is printed. What
+a verdict is, and how a report looks, is the matter of others.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from safelens.cli._interrupt import Interrupt
+from safelens.cli._log import VerdictLog, log_key
+from safelens.cli._paths import UsageError, expand
+from safelens.cli._table import Row, print_table
+
+if TYPE_CHECKING:
+    from safelens.cascade import Moderation, SafeLens
+    from safelens.report import ReportWriter, Tally
+    from safelens.verdict import Verdict
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+BAD_USAGE = 2
+SOME_ERRORS = 1
+INTERRUPTED = 130
+_MAX_NOTES = 20
+
+
+class Order(StrEnum):
+    """Order of the prompt's parts."""
+
+    policy_first = "policy_first"
+    video_first = "video_first"
+
+
+@app.command()
+def moderate(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH...",
+            help="Videos; folders, of which every file is taken that is not hidden; or - to read "
+            "a list of paths from standard input, one a line.",
+        ),
+    ],
+    bundle: Annotated[
+        str | None,
+        typer.Option(help="Name, directory or hub id of a bundle.", show_default="tiny"),
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Policy file or name.", show_default="the bundle's")
+    ] = None,
+    tau: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="S1's answer stands at this confidence or above; a value above 1 sends all to S2.",
+            show_default="the bundle's",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID_OR_DIR",
+            help="In place of a bundle: any Qwen3-VL-like model, without training.",
+        ),
+    ] = None,
+    captioner: Annotated[
+        str | None,
+        typer.Option(metavar="ID_OR_DIR", help="With --model: a Florence-2 that captions for S2."),
+    ] = None,
+    layout: Annotated[
+        Order | None,
+        typer.Option(help="With --model: order of the prompt.", show_default="policy_first"),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where models run, such as cpu or cuda:1.", show_default="automatic"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to which each verdict is added as a line of JSON.")
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue --out: skip the paths that it has a verdict for; what ended in a "
+            "model error is tried again.",
+        ),
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="HTML page to write, with contact sheets and reasons.")
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print verdicts as JSON Lines as they come, in place of the table."
+        ),
+    ] = False,
+    null: Annotated[
+        bool, typer.Option("-0", "--null", help="Paths on standard input end with a zero byte.")
+    ] = False,
+) -> None:
+    """Moderate videos, each with a verdict: nothing that failed is ever called safe.
+
+    Exit code 0: every video was moderated (out of domain is an answer too); 1: some could not be
+    read or a model failed; 2: wrong use; 130: interrupted, --out --resume continues.
+    """
+    try:
+        _check_options(locals())
+        files = expand(paths, null=null, leave_out=[p for p in (out, report) if p is not None])
+        log = None if out is None else VerdictLog(out, resume=resume)
+        with ExitStack() as stack:
+            if log is not None:
+                stack.callback(log.close)
+            lens = stack.enter_context(_load(bundle, policy, tau, model, captioner, layout, device))
+            run = Run(files, log, as_json)
+            if log is not None:
+                log.check(lens.provenance)
+            raise typer.Exit(run.go(lens, report))
+    except UsageError as error:
+        _fail(str(error), BAD_USAGE)
+    except KeyboardInterrupt:
+        _fail("stopped before the first video", INTERRUPTED)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        hint = "" if out is None else f"; {out} holds what was done, and --resume continues it"
+        _fail(f"cannot write: {error}{hint}", SOME_ERRORS)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(f"error: {message}" if code != INTERRUPTED else message, err=True)
+    raise typer.Exit(code) from None
+
+
+def _check_options(given: dict[str, object]) -> None:
+    if given["model"] is not None and given["bundle"] is not None:
+        raise UsageError("--bundle and --model exclude each other; give one of them")
+    for name in ("captioner", "layout"):
+        if given[name] is not None and given["model"] is None:
+            raise UsageError(f"--{name} belongs to --model; a bundle brings its own")
+    if given["resume"] and given["out"] is None:
+        raise UsageError("--resume continues a file of verdicts; name it with --out")
+    page = given["report"]
+    if isinstance(page, Path) and page.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--report {page}: expected a name that ends in .html")
+    paths = given["paths"]
+    if given["null"] and isinstance(paths, list) and "-" not in paths:
+        raise UsageError("-0 is about the list on standard input; name that with -")
+
+
+def _load(
+    bundle: str | None,
+    policy: str | None,
+    tau: float | None,
+    model: str | None,
+    captioner: str | None,
+    layout: Order | None,
+    device: str | None,
+) -> SafeLens:
+    """Build the system.
+
+    Raises:
+        UsageError: a part of it cannot be used.
+    """
+    from safelens.policy import Policy, PolicyError
+
+    try:
+        if policy is not None:
+            Policy.load(policy)  # before the models, whose libraries take seconds to import
+        import torch
+        from transformers.utils import logging
+
+        from safelens.bundle import BundleError
+        from safelens.captioner import CaptionerError
+        from safelens.cascade import SafeLens
+        from safelens.vlm import ModelLoadError
+    except PolicyError as error:
+        raise UsageError(str(error)) from error
+    if device is not None:
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"--device {device}: cannot be used here ({reason})") from error
+    logging.disable_progress_bar()
+    try:
+        if model is None:
+            return SafeLens.load(bundle or "tiny", policy=policy, tau=tau, device=device)
+        return SafeLens.zero_shot(
+            model,
+            captioner=captioner,
+            policy=policy or "default",
+            tau=tau,
+            layout=(layout or Order.policy_first).value,
+            device=device,
+        )
+    except (BundleError, ModelLoadError, CaptionerError, PolicyError) as error:
+        raise UsageError(str(error)) from error
+
+
+@dataclass
+class Run:
+    """One run over some files; `go` does it and gives the exit code.
+
+    Attributes:
+        files: what is asked for.
+        log: file of verdicts, or None.
+        as_json: print verdicts as they come, in place of the table at the end.
+    """
+
+    files: list[str]
+    log: VerdictLog | None
+    as_json: bool
+    rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def go(self, lens: SafeLens, report: Path | None) -> int:
+        """Moderate what has no verdict yet; print, write the log and the report.
+
+        Raises:
+            OSError: something cannot be written.
+        """
+        from safelens.cascade import Moderation
+        from safelens.report import ReportWriter, Tally
+
+        began = time.perf_counter()
+        tally, interrupted = Tally(), False
+        page: ReportWriter | None = None
+        if report is not None:
+            report.parent.mkdir(parents=True, exist_ok=True)
+            page = ReportWriter(report)
+        left = self.files
+        if self.log is not None:
+            done = self.log.done
+            left = [file for file in self.files if log_key(file) not in done]
+            for verdict in self.log.earlier(self.files):
+                tally.add(verdict)
+                self._keep(verdict)
+                if page is not None:
+                    page.add(Moderation(verdict, None))
+        skipped = len(self.files) - len(left)
+        if skipped and self.log is not None:
+            typer.echo(f"{skipped} of {len(self.files)} are in {self.log.path} already", err=True)
+        try:
+            self._moderate(lens, left, tally, page)
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            if page is not None:
+                page.close()
+        self._summary(tally, time.perf_counter() - began)
+        if report is not None:
+            typer.echo(f"report: {report}", err=self.as_json)
+        if self.log is not None:
+            typer.echo(f"verdicts: {self.log.path}", err=self.as_json)
+        if interrupted:
+            how = (
+                "name a file with --out next time, and --resume continues it"
+                if self.log is None
+                else "give the same command with --resume to continue"
+            )
+            typer.echo(f"stopped after {tally.videos} of {len(self.files)} videos; {how}", err=True)
+            return INTERRUPTED
+        return SOME_ERRORS if tally.outcomes["error"] else 0
+
+    def _moderate(
+        self, lens: SafeLens, files: list[str], tally: Tally, page: ReportWriter | None
+    ) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        messages = Console(stderr=True)
+        columns = (
+            TextColumn("moderating"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left:"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        # A bar among lines of JSON on one terminal would tear both; and rich would move what is
+        # printed to stdout over to the bar's stream.
+        hide = not messages.is_terminal or (self.as_json and sys.stdout.isatty())
+        progress = Progress(
+            *columns, console=messages, disable=hide, redirect_stdout=False, redirect_stderr=False
+        )
+        with Interrupt() as interrupt, progress as bar:
+            task = bar.add_task("moderating", total=len(files), note="")
+            for moderation in lens.moderate_many(files):
+                with interrupt.whole():
+                    self._take(moderation, tally, page)
+                counts = tally.outcomes
+                note = ", ".join(f"{counts[k]} {k}" for k in ("flagged", "error") if counts[k])
+                bar.update(task, advance=1, note=note)
+
+    def _take(self, moderation: Moderation, tally: Tally, page: ReportWriter | None) -> None:
+        verdict = moderation.verdict
+        if self.log is not None:
+            self.log.add(verdict)
+        tally.add(verdict)
+        self._keep(verdict)
+        if page is not None:
+            page.add(moderation)
+        if self.as_json:
+            typer.echo(verdict.to_json())
+
+    def _keep(self, verdict: Verdict) -> None:
+        if self.as_json:
+            return
+        from safelens.report import printable
+
+        self.rows.append(Row.of(verdict))
+        if len(self.notes) <= _MAX_NOTES:
+            if verdict.error is not None:
+                name = verdict.video
+                text = verdict.error.message
+                self.notes.append(printable(text if name in text else f"{name}: {text}"))
+            elif verdict.decided_by == "deliberate" and verdict.explanation:
+                self.notes.append(printable(f"{verdict.video}: {verdict.explanation}"))
+
+    def _summary(self, tally: Tally, seconds: float) -> None:
+        from rich.console import Console
+
+        from safelens.report import OUTCOMES
+
+        if not self.as_json:
+            console = Console() if sys.stdout.isatty() else Console(width=120)
+            print_table(self.rows, console)
+            for note in self.notes[:_MAX_NOTES]:
+                console.print(f"- {note}", markup=False, highlight=False, soft_wrap=True)
+            if len(self.notes) > _MAX_NOTES:
+                console.print("- and more; see --out or --report", highlight=False)
+        counts = ", ".join(
+            f"{tally.outcomes[key]} {words.lower()}"
+            for key, words in OUTCOMES.items()
+            if tally.outcomes[key]
+        )
+        total = f"{tally.videos} video{'' if tally.videos == 1 else 's'} in {seconds:.1f} s"
+        typer.echo(f"{total}: {counts}" if counts else total, err=self.as_json)
+        for text in tally.knows:
+            typer.echo(f"Limits of this bundle: {text}", err=self.as_json)

@@ -1,0 +1,132 @@
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from safelens.train.embedder import LabelledClip, Turns, class_target, train_embedder
+from safelens.train.loop import LoopConfig
+from safelens.train.reasoner import AugmentedClip, train_reasoner
+from safelens.train.sequences import Example, teacher_forced
+from safelens.verdict import Caption
+from safelens.vlm import VisionLanguageModel
+
+
+@pytest.fixture
+def fresh(vlm_dir):
+    """A model that a test may train."""
+    return VisionLanguageModel.load(vlm_dir, frame_pixels=48 * 48)
+
+
+def labelled(vlm, clips, labels):
+    videos = vlm.encode_videos([c.frames for c in clips], [c.timestamps for c in clips])
+    return [
+        LabelledClip(
+            video,
+            labels[i],
+            tuple(Caption(time_s=float(t), text=f"A park {i}.") for t in clip.timestamps),
+            "A red person strikes a blue person.",
+            "A person is struck.",
+        )
+        for i, (clip, video) in enumerate(zip(clips, videos, strict=True))
+    ]
+
+
+def test_shared_head_gives_the_losses_and_gradients_of_whole_sequences(fresh, policy, clips):
+    vlm = fresh
+    turns = Turns(vlm, policy)
+    data = labelled(vlm, clips[:3], [("abuse",), (), ("sexual", "violence")])
+    batch = [
+        Example(c.video, (turns.screening(c.labels), turns.caption(c.captions[1], first=False)))
+        for c in data
+    ]
+    scored = teacher_forced(vlm, turns.head, batch)
+    sum(scored.losses).backward()
+    names = [
+        "model.language_model.layers.0.self_attn.k_proj.weight",
+        "model.visual.patch_embed.proj.weight",
+    ]
+    weights = dict(vlm.model.named_parameters())
+    shared = [weights[n].grad.clone() for n in names]
+    vlm.model.zero_grad()
+
+    # the reference: each row whole, from nothing, through the library's own positions
+    picked: list[list[torch.Tensor]] = [[], []]
+    for example in batch:
+        tail = torch.cat([part for turn in example.turns for part in turn])
+        ids = torch.cat([turns.head, example.video.ids, tail])[None]
+        out = vlm.model(
+            input_ids=ids,
+            mm_token_type_ids=(ids == vlm.model.config.video_token_id).int() * 2,
+            pixel_values_videos=example.video.pixels,
+            video_grid_thw=example.video.grid,
+        )
+        at = len(turns.head) + len(example.video.ids)
+        for turn, (prompt, answer) in enumerate(example.turns):
+            at += len(prompt)
+            logits = out.logits[0, at - 1 : at - 1 + len(answer)]
+            picked[turn].append(F.cross_entropy(logits, answer, reduction="none"))
+            at += len(answer)
+    losses = [torch.cat(p).mean() for p in picked]
+    sum(losses).backward()
+    for ours, theirs in zip(scored.losses, losses, strict=True):
+        assert ours.item() == pytest.approx(theirs.item(), rel=1e-4)
+    for name, grad in zip(names, shared, strict=True):
+        torch.testing.assert_close(
+            grad, weights[name].grad, rtol=1e-3, atol=1e-4 * float(grad.abs().max())
+        )
+
+
+def test_class_target(policy):
+    assert class_target(policy, ()).tolist() == [0, 0, 0, 0, 0, 0, 1]
+    assert class_target(policy, ("abuse", "illegal")).tolist() == [0, 0.5, 0, 0, 0.5, 0, 0]
+
+
+def test_embedder_learns_and_resumes_through_all_its_tasks(fresh, policy, clips, tmp_path):
+    data = labelled(fresh, clips[:2], [("abuse",), ()])
+    config = LoopConfig(steps=10, warmup=1, lr=1e-3, muon_lr=None, checkpoint_every=5)
+    train_embedder(fresh, policy, lambda s: data, tmp_path, config, see=4, deliberate_every=4)
+    rows = [json.loads(x) for x in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert "captions" in rows[0] and "guardrail" not in rows[0]
+    assert "deliberation" in rows[4] and "guardrail" in rows[5]
+    assert rows[3]["captions"] < rows[0]["captions"]
+    assert rows[9]["guardrail"] < rows[5]["guardrail"]
+
+
+def test_reasoner_trains_only_the_adapter_and_what_it_saves_is_what_runs(
+    fresh, vlm_dir, policy, clips, tmp_path
+):
+    same = [clips[0], clips[0]]
+    data = labelled(fresh, same, [("abuse",), ("abuse",)])
+    batch = [AugmentedClip(c, c.captions, dict.fromkeys(policy.labels, 1 / 7)) for c in data]
+    before = {n: p.clone() for n, p in fresh.model.named_parameters()}
+    config = LoopConfig(steps=6, warmup=1, lr=3e-3, muon_lr=None, checkpoint_every=6)
+    train_reasoner(fresh, policy, lambda s: batch, tmp_path, config, rank=4, alpha=8)
+    rows = [json.loads(x) for x in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    after = {
+        n.replace(".base_layer", ""): p
+        for n, p in fresh.model.named_parameters()
+        if "lora" not in n
+    }
+    assert all(torch.equal(before[n], after[n]) for n in before)
+
+    loaded = VisionLanguageModel.load(vlm_dir, frame_pixels=48 * 48)
+    loaded.load_adapter(tmp_path / "adapter", "deliberate")
+    ids = loaded.ids("GUARDRAIL: some text")
+    plain = loaded.extend(loaded.prefill_text("A policy."), ids)
+    adapted = loaded.extend(loaded.prefill_text("A policy."), ids, adapter="deliberate")
+    context = fresh.prefill_text("A policy.")
+    fresh.model.enable_adapters()
+    position = (
+        torch.arange(context.position, context.position + len(ids)).view(1, 1, -1).expand(3, 1, -1)
+    )
+    with torch.no_grad():
+        trained = fresh.model.model(
+            input_ids=ids[None],
+            position_ids=position,
+            past_key_values=context.cache,
+            use_cache=True,
+        ).last_hidden_state
+    torch.testing.assert_close(adapted, trained, rtol=1e-4, atol=1e-4)
+    assert (adapted - plain).abs().max() > 1e-2
