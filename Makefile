@@ -15,7 +15,7 @@ $(VENV)/.done: pyproject.toml
 	touch $@
 
 demo: setup
-	$(BIN)/safelens moderate samples --report out/demo.html
+	$(BIN)/safelens moderate samples/*.mp4 --report out/demo.html
 	@echo "Report: out/demo.html"
 
 test: lint

@@ -189,7 +189,7 @@ def guard_file(vlm, clips, policy, tokenizer_dir) -> Path:
     from safelens.screen import Screener, domain_features
 
     prefilled = Screener(vlm, policy).prefill(clips)
-    x = np.stack([domain_features(prefilled, i) for i in range(len(clips))])
+    x = np.stack([domain_features(prefilled, i, vlm.patch_shape) for i in range(len(clips))])
     noise = np.random.default_rng(0).normal(scale=x.std(0) + 1e-3, size=(40, x.shape[1]))
     near = np.concatenate([x, x[np.arange(40) % len(x)] + 0.1 * noise])
     guard = DomainGuard.fit(near[:30], near[16:], 0.05, neighbours=2)

@@ -14,6 +14,7 @@ from safelens.screen import (
     ProbeReader,
     Screener,
     domain_features,
+    domain_width,
     layout_of,
     stretches,
 )
@@ -75,15 +76,25 @@ def test_the_probe_reads_the_questions_last_tokens(vlm, policy, probe, clips, la
 
 
 def test_domain_features_and_guard(screener, vlm, clips):
-    parts = screener.parts
     screened = screener.screen(clips)
     for row, clip in enumerate(clips):
-        hidden, start, video = whole_run(vlm, f"{parts.head}<video>{parts.tail}", clip)
-        at = start + torch.nonzero(video.ids == vlm.model.config.video_token_id)[:, 0]
-        seen, asked = hidden[at].double(), hidden[-min(LAST_TOKENS, len(vlm.ids(parts.tail))) :]
-        wanted = torch.cat([asked.double().mean(0), seen.mean(0), seen.std(0, correction=0)])
-        found = domain_features(screened[row].prefilled, row)
-        np.testing.assert_allclose(found, wanted.numpy(), atol=2e-4)
+        (video,) = vlm.encode_videos([clip.frames], [clip.timestamps])
+        with torch.no_grad():
+            seen = vlm.model.model.visual(video.pixels, grid_thw=video.grid).pooler_output.numpy()
+        patches = video.pixels.numpy().astype(float).reshape(-1, 3, 2, 8, 8)
+        contrast = patches.std((3, 4), ddof=1).mean((1, 2))
+        change = np.abs(patches[:, :, 1] - patches[:, :, 0]).mean((1, 2, 3))
+        shares = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
+        wanted = [
+            seen.mean(0),
+            seen.std(0),
+            np.quantile(contrast, shares),
+            np.quantile(change, shares),
+        ]
+        wanted += [patches.mean((0, 2, 3, 4)), patches.std((0, 2, 3, 4), ddof=1)]
+        found = domain_features(screened[row].prefilled, row, vlm.patch_shape)
+        np.testing.assert_allclose(found, np.concatenate(wanted), atol=2e-4)
+        assert len(found) == domain_width(vlm.hidden_size)
         assert screened[row].familiar == bool(screener.guard.accepts(found))
         assert 0 <= screened[row].in_domain <= 1
     assert any(s.familiar for s in screened)
@@ -91,7 +102,9 @@ def test_domain_features_and_guard(screener, vlm, clips):
     strange = screener.screen([dataclasses.replace(clips[0], frames=noise)])[0]
     assert not strange.familiar
     tiny = dataclasses.replace(clips[5], frames=np.zeros((2, 4, 4, 3), np.uint8))
-    assert np.isfinite(domain_features(screener.screen([tiny])[0].prefilled, 0)).all()
+    assert np.isfinite(
+        domain_features(screener.screen([tiny])[0].prefilled, 0, vlm.patch_shape)
+    ).all()
 
 
 def test_label_reader_equals_separate_uncached_runs(vlm, policy, clips):

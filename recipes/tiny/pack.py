@@ -6,6 +6,7 @@ python -m recipes.tiny.pack WORK OUT
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -37,7 +38,14 @@ def main() -> None:
     ):
         shutil.copytree(args.work / part, args.out / name)
     (args.out / "deliberate" / "README.md").unlink(missing_ok=True)
+    adapter = args.out / "deliberate" / "adapter_config.json"
+    # peft notes where the base model lay on the machine that trained it
+    adapter.write_text(
+        json.dumps(json.loads(adapter.read_text()) | {"base_model_name_or_path": None}, indent=2)
+    )
     shutil.copy(args.work / "domain.safetensors", args.out)
+    for part in args.out.rglob("*"):
+        part.chmod(0o755 if part.is_dir() else 0o644)
     (args.out / "policy.yaml").write_text(policy().to_yaml())
     card.write_text(kept)
     digest = write_bundle(

@@ -46,8 +46,8 @@ def captions_of(work: Path, drawn: DrawnClips, rows: list[int]) -> dict[int, lis
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--clips", type=int, default=4000)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--clips", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -84,4 +84,13 @@ if __name__ == "__main__":
     config = LoopConfig(
         steps=args.steps, warmup=20, lr=3e-3, muon_lr=None, weight_decay=0.0, checkpoint_every=50
     )
-    train_reasoner(vlm, policy(), batch_at, args.work / "reasoner", config, rank=32, alpha=64)
+    train_reasoner(
+        vlm,
+        policy(),
+        batch_at,
+        args.work / "reasoner",
+        config,
+        rank=32,
+        alpha=64,
+        boolean_weight=1.0,
+    )

@@ -49,7 +49,7 @@ def collect(
         prefilled = vlm.prefill_videos(head, videos, parts.tail)
         for row in range(len(some)):
             question.append(prefilled.tail_states(row, LAST_TOKENS).clone())
-            features.append(domain_features(prefilled, row))
+            features.append(domain_features(prefilled, row, vlm.patch_shape))
     classes = policy().labels
     labels = [classes.index((drawn.clips[int(i)]["labels"] or [SAFE])[0]) for i in rows]
     return States(torch.stack(question), np.stack(features), torch.tensor(labels))
@@ -80,7 +80,7 @@ def out_of_fold(states: States, folds: int = 2) -> torch.Tensor:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--clips", type=int, default=5000)
+    parser.add_argument("--clips", type=int, default=3000)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -333,7 +333,7 @@ def _reader_and_guard(
     """
     from safelens.domain import DomainGuard
     from safelens.probe import RollingAttentionProbe
-    from safelens.screen import ProbeReader
+    from safelens.screen import ProbeReader, domain_width
 
     name, screen = found.settings.name, found.settings.screen
     reader, guard = None, None
@@ -351,10 +351,10 @@ def _reader_and_guard(
             f"{reader.probe.config.input_dim}, but the model {screen.model!r} gives {width}; "
             "use the model that the probe was trained on"
         )
-    if guard is not None and len(guard.mean) != 3 * width:
+    if guard is not None and len(guard.mean) != domain_width(width):
         raise BundleError(
             f"bundle {name}: the domain guard {screen.domain!r} reads {len(guard.mean)} features, "
-            f"but the model {screen.model!r} gives {3 * width}; use the model that it was fitted on"
+            f"but the model {screen.model!r} gives {domain_width(width)}; use the model that it was fitted on"
         )
     return reader, guard
 

@@ -85,6 +85,8 @@ class VisionLanguageModel:
         vision = model.config.vision_config
         self._factor = int(vision.patch_size) * int(vision.spatial_merge_size)
         self._video_token: int = model.config.video_token_id
+        self._vision = torch.empty(0)
+        self.model.model.visual.register_forward_hook(self._keep_vision)
         # transformers 5.20 and later warn when this is unset; frames arrive resized
         processor.video_processor.cap_pixels_per_frame = False
 
@@ -137,6 +139,13 @@ class VisionLanguageModel:
     def hidden_size(self) -> int:
         """Width of the hidden states."""
         return int(self._text_config.hidden_size)
+
+    @property
+    def patch_shape(self) -> tuple[int, int, int, int]:
+        """(channels, frames, height, width) of the patches that the vision tower reads."""
+        vision = self.model.config.vision_config
+        side = int(vision.patch_size)
+        return int(vision.in_channels), int(vision.temporal_patch_size), side, side
 
     def load_adapter(self, source: str | Path, name: str) -> None:
         """Load a LoRA adapter; it stays off until it is named in :meth:`extend` or :meth:`decode`.
@@ -252,6 +261,8 @@ class VisionLanguageModel:
                 pixel_values_videos=rows.pixels,
                 video_grid_thw=rows.grids,
             )
+            vision = self._vision
+        merged = self.model.config.vision_config.spatial_merge_size**2
         spent = [Spent(prompt=length) for length in rows.lengths]
         for meter, video in zip(spent, videos, strict=True):
             meter.flops = language_flops(self._text_config, meter.prompt, head.length)
@@ -262,6 +273,7 @@ class VisionLanguageModel:
             tail_length=tail_ids.shape[0],
             head_length=head.length,
             spent=spent,
+            vision=vision.split([len(v.pixels) // merged for v in videos]),
             _cache=cache,
             _positions=rows.next_positions,
             _videos=list(videos),
@@ -363,6 +375,9 @@ class VisionLanguageModel:
         context.spent.generated += rows * written
         context.spent.flops += rows * language_flops(self._text_config, length, past)
         return hidden
+
+    def _keep_vision(self, _tower: Any, _inputs: Any, output: Any) -> None:
+        self._vision = output.pooler_output
 
     def _run(
         self,

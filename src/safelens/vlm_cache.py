@@ -88,6 +88,7 @@ class Prefilled:
         tail_length: how many of a row's last real tokens are the tail.
         head_length: tokens of the shared head.
         spent: what each row has cost; shared with the contexts that are made of it.
+        vision: the vision tower's output of each row, shape (tokens, D).
     """
 
     hidden: torch.Tensor
@@ -95,6 +96,7 @@ class Prefilled:
     tail_length: int
     head_length: int
     spent: list[Spent]
+    vision: Sequence[torch.Tensor]
     _cache: DynamicCache
     _positions: list[int]
     _videos: list[EncodedVideo]
@@ -111,10 +113,9 @@ class Prefilled:
         end = self.lengths[row]
         return self.hidden[row, end - min(last, self.tail_length) : end]
 
-    def video_states(self, row: int) -> torch.Tensor:
-        """States of the video's tokens (no timestamps), shape (steps * tokens, D)."""
-        blocks = self._videos[row].blocks
-        return torch.cat([self.hidden[row, a + 1 : b - 1] for a, b in blocks])
+    def pixels(self, row: int) -> torch.Tensor:
+        """The patches that the vision tower was given, shape (patches, values)."""
+        return self._videos[row].pixels
 
     def moments(self, row: int) -> list[Context]:
         """For each temporal step of the video, the head and that step's block alone, before the tail.

@@ -1,12 +1,10 @@
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from safelens.captioner import Captioner
-from safelens.train.caption_frames import FrameSet, FrameSpec, load_frames
 from safelens.train.captioner import CaptionLoss, train_captioner
 from safelens.train.loop import LoopConfig
 from safelens.train.tiny_models import build_captioner
@@ -15,6 +13,17 @@ from safelens.train.tokenizer import train_tokenizer
 torch.set_num_threads(1)
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (40, 40, 230)}
 SIDES = ("left", "right")
+
+
+class Pairs:
+    """Frames and captions, from which any step's batch can be drawn again."""
+
+    def __init__(self, frames, captions):
+        self.frames, self.captions = frames, captions
+
+    def batch(self, step, size):
+        rows = np.random.default_rng(step).choice(len(self.captions), size, replace=False)
+        return self.frames[rows], [self.captions[i] for i in rows]
 
 
 def toy():
@@ -27,7 +36,7 @@ def toy():
             frame[20:44, x : x + 24] = color
             frames.append(frame)
             captions.append(f"A {name} square on the {side}.")
-    return FrameSet(np.stack(frames), captions)
+    return Pairs(np.stack(frames), captions)
 
 
 @pytest.fixture(scope="module")
@@ -101,35 +110,3 @@ def test_long_captions_are_cut_and_still_end(tokenizer_dir):
     end = processor.tokenizer.eos_token_id
     assert labels[0, -1] == end
     assert labels[1].tolist() == [processor.tokenizer("A").input_ids[1], end, -100, -100]
-
-
-def test_every_pass_sees_every_pair_once():
-    data = FrameSet(np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1), [str(i) for i in range(10)])
-    seen = [caption for step in range(5) for caption in data.batch(step, 4)[1]]
-    assert sorted(seen[:10]) == sorted(seen[10:]) == sorted(data.captions)
-    assert seen[:10] != seen[10:]
-    frames, captions = data.batch(2, 4)
-    assert [str(int(f)) for f in frames[:, 0, 0, 0]] == captions == data.batch(2, 4)[1]
-    assert data.batch(0, 25)[0].shape[0] == 25
-
-
-def test_frames_are_drawn_once(tmp_path):
-    from safelens.safeworld import sample_scene
-
-    spec = FrameSpec(seed=5, scenes=5, per_scene=2, size=64, shard=3)
-    data = load_frames(spec, tmp_path)
-    assert data.frames.shape == (10, 64, 64, 3)
-    assert len(set(data.captions)) > 1
-    shards = sorted(tmp_path.rglob("*.npz"))
-    assert len(shards) == 2
-    stamps = [path.stat().st_mtime_ns for path in shards]
-    again = load_frames(spec, tmp_path)
-    assert [path.stat().st_mtime_ns for path in shards] == stamps
-    assert np.array_equal(again.frames, data.frames)
-    assert again.captions == data.captions
-    more = load_frames(replace(spec, scenes=6), tmp_path)
-    assert np.array_equal(more.frames[:10], data.frames)
-    scene = sample_scene(5, 0)
-    t = float(scene.duration_s * np.random.default_rng((5, 0)).random() / 2)
-    assert np.array_equal(data.frames[0], scene.render(t, 64))
-    assert data.captions[0] == scene.caption(t)

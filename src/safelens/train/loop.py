@@ -108,6 +108,7 @@ def fit(
     opts = optimizers(trained.items(), config)
     peaks = [[group["lr"] for group in opt.param_groups] for opt in opts]
     start = _resume(out / "checkpoint.pt", trained, opts)
+    _forget_after(out / "log.jsonl", start)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -147,6 +148,7 @@ def _save(
         "step": step,
         "weights": {n: p.detach() for n, p in trained.items()},
         "optimizers": [opt.state_dict() for opt in opts],
+        "random": torch.get_rng_state(),
     }
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
@@ -166,4 +168,14 @@ def _resume(path: Path, trained: dict[str, nn.Parameter], opts: list[torch.optim
             parameter.copy_(state["weights"][name])
     for opt, saved in zip(opts, state["optimizers"], strict=True):
         opt.load_state_dict(saved)
+    torch.set_rng_state(state["random"])
     return int(state["step"])
+
+
+def _forget_after(log: Path, step: int) -> None:
+    """Drop the rows of steps that were run after the last checkpoint: they will be run again."""
+    if log.exists():
+        rows = log.read_text().splitlines(keepends=True)
+        log.write_text(
+            "".join(r for r in rows if r.endswith("\n") and json.loads(r)["step"] < step)
+        )

@@ -14,6 +14,7 @@ import torch
 
 from safelens.deliberate import ADAPTER
 from safelens.policy import Policy
+from safelens.prompts import FALSE, TRUE
 from safelens.train.embedder import LabelledClip, Turns
 from safelens.train.loop import LoopConfig, fit
 from safelens.train.sequences import answer_loss
@@ -57,6 +58,7 @@ def train_reasoner(
     *,
     rank: int = 16,
     alpha: int = 32,
+    boolean_weight: float = 0.0,
 ) -> None:
     """Train the adapter and save it to ``out/adapter``.
 
@@ -69,12 +71,15 @@ def train_reasoner(
         config: see :class:`LoopConfig`.
         rank: of the adapter.
         alpha: of the adapter.
+        boolean_weight: of an added loss on the answer's booleans alone. They are a few tokens of a
+            long answer; a small model otherwise learns to explain before it learns to decide.
     """
     turns = Turns(vlm, policy)
     layout = turns.layout
     head = vlm.prefill_text(layout.head)
     add_adapter(vlm, rank, alpha)
     pad = vlm.tokenizer.pad_token_id
+    flags = torch.tensor([int(vlm.ids(flag)[0]) for flag in (TRUE, FALSE)], device=vlm.device)
 
     def loss_of_step(step: int) -> dict[str, torch.Tensor]:
         batch = batch_at(step)
@@ -100,7 +105,9 @@ def train_reasoner(
             use_cache=True,
         ).last_hidden_state
         spans = [(len(prompt), len(row)) for (prompt, _), row in zip(pairs, rows, strict=True)]
-        return {"loss": answer_loss(vlm, hidden, ids, spans)}
+        whole = answer_loss(vlm, hidden, ids, spans)
+        booleans = answer_loss(vlm, hidden, ids, spans, only=flags)
+        return {"loss": whole + boolean_weight * booleans, "answer": whole, "booleans": booleans}
 
     fit(vlm.model, loss_of_step, config, out, title="reasoner")
     vlm.model.enable_adapters()

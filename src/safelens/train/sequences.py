@@ -93,10 +93,23 @@ def answer_loss(
     hidden: torch.Tensor,
     ids: torch.Tensor,
     spans: Sequence[tuple[int, int]],
+    *,
+    only: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean cross-entropy of tokens [start, end) of each row given the states before them."""
+    """Mean cross-entropy of tokens [start, end) of each row given the states before them.
+
+    Args:
+        vlm: gives the head.
+        hidden: shape (B, L, D).
+        ids: shape (B, L).
+        spans: one a row.
+        only: token ids that count; all do if None.
+    """
     states = torch.cat([hidden[i, a - 1 : b - 1] for i, (a, b) in enumerate(spans)])
     wanted = torch.cat([ids[i, a:b] for i, (a, b) in enumerate(spans)])
+    if only is not None:
+        counts = torch.isin(wanted, only)
+        states, wanted = states[counts], wanted[counts]
     return F.cross_entropy(vlm.model.lm_head(states).float(), wanted)
 
 
