@@ -1,4 +1,4 @@
-"""Draw the SafeWorld clips of samples/: one a class, and two that a glance cannot decide.
+"""Draw the SafeWorld clips of samples/: one a class, and a twin pair that a glance cannot decide.
 
 python -m recipes.tiny.samples
 """
@@ -19,10 +19,12 @@ WANTED = {
     "illegal": "illegal/arson",
     "extreme": "extreme/hate_rally",
     "safe": "safe/picnic",
-    "hard-text": "misinformation/fabricated",
-    "hard-text-twin": "misinformation/fabricated",
-    "hard-order": "violence/fighting",
 }
+
+
+HARD = 9
+"""A scene of violence/fighting in which the embedded bundle's S1 is unsure: strike, then fall. Its safe
+twin shows the same poses in another order: fall, then help."""
 
 
 def first(scenario: str) -> Scene:
@@ -34,8 +36,8 @@ def first(scenario: str) -> Scene:
 
 if __name__ == "__main__":
     out = Path("samples")
-    for name, scenario in WANTED.items():
-        scene = first(scenario)
-        scene = scene.twin() if name.endswith("-twin") else scene
+    hard = sample_scene(SEED, HARD, label="violence")
+    scenes = {name: first(scenario) for name, scenario in WANTED.items()}
+    for name, scene in (scenes | {"hard": hard, "hard-twin": hard.twin()}).items():
         encode(scene, USUAL, out / f"{name}.mp4")
         print(f"{name}: {scene.truth.scenario}, truth {scene.truth.labels or ('safe',)}")
