@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train the embedded bundle from nothing: about two hours on two CPU cores, 30 MB of result.
+# Train the embedded bundle from nothing, on CPU: some hours on two cores (see the card for its history).
 # Every stage can be interrupted; run the script again and it goes on where it was.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
