@@ -622,7 +622,9 @@ def test_one_process_serves_many_files_and_is_replaced_when_it_dies(small, slow)
         assert reader.starts == 1
         pid = worker_pid(reader)
         os.kill(pid, signal.SIGKILL)
-        reader._worker.process.wait(60)  # a killed process may be a zombie before it can be waited for
+        reader._worker.process.wait(
+            60
+        )  # a killed process may be a zombie before it can be waited for
         again = reader.read(small)
         assert reader.starts == 2
         np.testing.assert_array_equal(first.frames, again.frames)
