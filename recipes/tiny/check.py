@@ -2,8 +2,8 @@
 
     python -m recipes.tiny.check [--bundle tiny] [--clips 700] [--videos FOLDER]
 
-Writes the videos once (H.264 and the other formats), runs S1 and S2 on every one, and the cascade's
-routing on both. A clip with two labels counts under its first and is right if the answer is one of
+Writes the videos once (H.264 and the other formats), runs S1 and S2 on every one, and routes both as the
+cascade does; a clip that the domain guard refuses has no answer there, which counts as wrong. A clip with two labels counts under its first and is right if the answer is one of
 its labels. Captions count as right where they name every object of the frame.
 """
 
@@ -119,7 +119,12 @@ def main() -> None:
 def figures(records: list[Record], rows: list[dict[str, Any]], tau: float) -> dict[str, Any]:
     """All figures of the card."""
     truth = [tuple(r.labels) for r in records]
-    cascade = [row["s1"] if row["s1_confidence"] >= tau else row["s2"] for row in rows]
+    escalated = [row["familiar"] and row["s1_confidence"] < tau for row in rows]
+    cascade = [
+        (row["s2"] if unsure else row["s1"]) if row["familiar"] else None
+        for row, unsure in zip(rows, escalated, strict=True)
+    ]
+    unsure_only = [i for i, unsure in enumerate(escalated) if unsure]
     named = []
     for record, row in zip(records, rows, strict=True):
         scene = scene_of(record)
@@ -146,7 +151,11 @@ def figures(records: list[Record], rows: list[dict[str, Any]], tau: float) -> di
             np.mean([set(r["s2_flags"]) == set(t) for r, t in zip(rows, truth, strict=True)])
         ),
         "tau": tau,
-        "escalated": float(np.mean([r["s1_confidence"] < tau for r in rows])),
+        "escalated": float(np.mean(escalated)),
+        "right among escalated": {
+            stage: float(np.mean([rows[i][stage] in (truth[i] or (SAFE,)) for i in unsure_only]))
+            for stage in ("s1", "s2")
+        },
         "S1, S2, cascade by difficulty": {
             k: [round(float(x), 3) for x in np.mean(v, axis=0)] + [len(v)]
             for k, v in sorted(by_difficulty.items())

@@ -28,7 +28,9 @@ def captions_of(work: Path, drawn: DrawnClips, rows: list[int]) -> dict[int, lis
     path = work / "captions.jsonl"
     done: dict[int, list[str]] = {}
     if path.exists():
-        done = {r["clip"]: r["captions"] for r in map(json.loads, path.read_text().splitlines())}
+        whole = [r for r in path.read_text().splitlines(keepends=True) if r.endswith("\n")]
+        path.write_text("".join(whole))  # without a last line that an interruption cut
+        done = {r["clip"]: r["captions"] for r in map(json.loads, whole)}
     captioner = Captioner.load(work / "captioner" / "model", max_new_tokens=48)
     with path.open("a") as file:
         todo = [i for i in rows if i not in done]
@@ -47,7 +49,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path)
     parser.add_argument("--clips", type=int, default=2000)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=330)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

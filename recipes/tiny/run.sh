@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Train the embedded bundle from nothing, on CPU: some hours on two cores (see the card for its history).
-# Every stage can be interrupted; run the script again and it goes on where it was.
+# Run it in the project's environment (. .venv/bin/activate). It can be interrupted and run again: training
+# and captions go on from where they were, finished drawings are kept, the short stages start over.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 work=${1:-out/tiny}
 run() { echo "== $*"; python -m "$@"; }
 
-run recipes.tiny.data "$work/val" --clips 1200 --seed 771
+run recipes.tiny.data "$work/val" --clips 1000 --seed 772
 run recipes.tiny.data "$work/train" --clips 16000
 run recipes.tiny.captioner "$work"      # Florence-2: frame to sentence
 run recipes.tiny.embedder "$work"       # Qwen3-VL: see first, then answer under the policy
