@@ -100,15 +100,13 @@ class GradientCollector:
             use_cache=True,
         )
         states = _behind(self._head_states, states).requires_grad_(True)
-        rotary = tuple(
-            _behind(shared, own) for shared, own in zip(self._head_rotary, rotary, strict=True)
-        )
+        cos, sin = (_behind(*pair) for pair in zip(self._head_rotary, rotary, strict=True))
         with torch.enable_grad(), self._recording() as calls:
             hidden = self._norm(
                 self._block(
                     states,
                     attention_mask=_causal(states.shape[1], states),
-                    position_embeddings=rotary,
+                    position_embeddings=(cos, sin),
                 )
             )
             first = self._head.length
