@@ -85,6 +85,20 @@ class InfluenceStore:
         folder.mkdir(parents=True, exist_ok=True)
         _replace(card, lambda part: part.write_text(json.dumps(about, indent=2) + "\n", "utf-8"))
 
+    @classmethod
+    def open(cls, folder: Path) -> InfluenceStore:
+        """The folder as an earlier run left it.
+
+        Raises:
+            CurationError: There was none.
+        """
+        card = folder / "influence.json"
+        if not card.exists():
+            raise CurationError(
+                f"{folder} holds no influence.json: run `safelens curate influence`"
+            )
+        return cls(folder, json.loads(card.read_text("utf-8")))
+
     def chunk(self, part: Part, number: int) -> Path:
         """File of a chunk."""
         return self.folder / f"{part}-{number:05d}.parquet"

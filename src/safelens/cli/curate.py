@@ -1,0 +1,388 @@
+"""`safelens curate`: influence of training samples on a validation set, and the filter on it.
+
+Knows the arguments and what is printed. The steps of Algorithm 1 are the matter of `safelens.curate`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from safelens.curate.passes import InfluenceStore
+    from safelens.curate.scores import Scored
+    from safelens.data.records import Record
+    from safelens.policy import Policy
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Algorithm 1: find training samples that harm, and leave them out.",
+)
+
+BAD_USAGE = 2
+INTERRUPTED = 130
+_RUN = "run.json"
+
+Data = Annotated[
+    Path,
+    typer.Argument(help="Data set of any form that `safelens data` reads."),
+]
+VideosRoot = Annotated[
+    Path | None, typer.Option("--videos-root", metavar="DIR", help="Where the videos are.")
+]
+PolicyName = Annotated[str, typer.Option("--policy", help="Policy file or name.")]
+
+
+class ScoreName(StrEnum):
+    """Which influence the filter reads."""
+
+    whitened = "whitened"
+    tracin = "tracin"
+
+
+@app.command()
+def influence(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder of the passes; an interrupted run goes on.")],
+    model: Annotated[
+        list[str],
+        typer.Option(
+            help="Model fine-tuned on the data: directory or hub id. Several are checkpoints of one "
+            "training, summed as in TracInCP."
+        ),
+    ],
+    learning_rate: Annotated[
+        list[float] | None,
+        typer.Option(help="At each checkpoint, its weight in the sum.", show_default="all alike"),
+    ] = None,
+    val: Annotated[
+        Path | None,
+        typer.Option(help="Validation data set.", show_default="DATA's part val"),
+    ] = None,
+    videos_root: VideosRoot = None,
+    policy: PolicyName = "default",
+    frame_pixels: Annotated[
+        int, typer.Option(min=1, help="Pixels of a frame as the model sees it.")
+    ] = 448 * 448,
+    rank: Annotated[
+        int, typer.Option(min=1, help="Of the projection: rank squared numbers a layer are kept.")
+    ] = 16,
+    seed: Annotated[int, typer.Option(help="Of the projection.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Samples that are run together.")] = 8,
+) -> None:
+    """Take every training sample's gradient once, and store its influence on each class.
+
+    Gradients are those of the last block's linear layers (equation 1). Started by `accelerate launch`
+    on several processes, each does its share. Exit code 0; 1: samples gave no gradient; 2: wrong use;
+    130: interrupted: give the same command again to go on.
+    """
+    from safelens.curate.passes import CurationError
+
+    if learning_rate and len(learning_rate) != len(model):
+        _fail(f"{len(learning_rate)} learning rates for {len(model)} models; expected one each")
+    train, validation, used = _parts(data, val, videos_root, policy)
+    about = {
+        "policy": used.sha256,
+        "rank": rank,
+        "seed": seed,
+        "frame_pixels": frame_pixels,
+        "train": _digest(train),
+        "val": _digest(validation),
+    }
+    try:
+        for number, source in enumerate(model):
+            _collect(
+                out / f"checkpoint-{number}", source, used, (train, validation), about, batch=batch
+            )
+    except CurationError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        typer.echo("stopped; give the same command again to go on", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    weights = learning_rate or [1.0] * len(model)
+    (out / _RUN).write_text(json.dumps({"models": model, "weights": weights}) + "\n")
+    _, scored = _scores(out, used)
+    lost = [error for error in scored.errors if error]
+    for error in lost:
+        typer.echo(error, err=True)
+    typer.echo(f"{len(scored.ids)} training samples, {len(lost)} without a gradient: {out}")
+    if lost:
+        raise typer.Exit(1)
+
+
+@app.command("filter")
+def filter_(
+    data: Data,
+    run: Annotated[Path, typer.Argument(help="What `safelens curate influence` wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder: kept.jsonl, decisions.jsonl, suspects.jsonl.")],
+    val: Annotated[
+        Path | None, typer.Option(help="Validation data set.", show_default="DATA's part val")
+    ] = None,
+    videos_root: VideosRoot = None,
+    policy: PolicyName = "default",
+    score: Annotated[
+        ScoreName,
+        typer.Option(
+            help="whitened: cosine of preconditioned gradients. tracin: dot product, as printed."
+        ),
+    ] = ScoreName.whitened,
+    gallery: Annotated[
+        Path | None, typer.Option(metavar="HTML", help="Page of the extremes of each class.")
+    ] = None,
+    shown: Annotated[int, typer.Option(min=1, help="Samples at each end of the page.")] = 6,
+    matrix: Annotated[
+        Path | None, typer.Option(metavar="NPY", help="The full matrix, for audit.")
+    ] = None,
+) -> None:
+    """Keep what helps its own class and harms not all (Algorithm 1, line 4).
+
+    Also lists validation samples that a person should look at again (appendix K).
+    """
+    from safelens.curate.filtering import harms_everyone, helps_own_class, keep
+    from safelens.curate.passes import CurationError
+    from safelens.curate.scores import validation_scores, write_matrix
+    from safelens.data.records import write_records
+
+    train, validation, used = _parts(data, val, videos_root, policy)
+    try:
+        stores, found = _scores(run, used)
+        suspects = validation_scores(stores[0], len(used.labels))
+        if matrix is not None:
+            write_matrix(stores[0], matrix, score.value)
+    except CurationError as error:
+        _fail(str(error))
+    if found.ids != [record.id for record in train]:
+        _fail(f"{run} is of other training samples than {data}: run `safelens curate influence`")
+    averages = found.averages[score.value]
+    kept, helps, harms = (
+        rule(averages).tolist() for rule in (keep, helps_own_class, harms_everyone)
+    )
+    decisions = []
+    for row in range(len(train)):
+        reasons = [found.errors[row]] if found.errors[row] else []
+        if not reasons and not helps[row]:
+            reasons.append("does not help its own class")
+        if not reasons and harms[row]:
+            reasons.append("harms the validation set as a whole")
+        decisions.append(
+            _line(found, row, score.value, used) | {"kept": kept[row], "reasons": reasons}
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    write_records(out / "kept.jsonl", (r for r, good in zip(train, kept, strict=True) if good))
+    _write_lines(out / "decisions.jsonl", decisions)
+    doubtful = [
+        _line(suspects, row, score.value, used)
+        for row, good in enumerate(keep(suspects.averages[score.value]).tolist())
+        if not good
+    ]
+    doubtful.sort(key=lambda line: line["own"])
+    _write_lines(out / "suspects.jsonl", doubtful)
+    _print_summary(decisions, len(validation), len(doubtful), used)
+    if gallery is not None:
+        _gallery(gallery, found, score.value, kept, train, used, shown)
+        typer.echo(f"gallery: {gallery}")
+
+
+def _collect(
+    folder: Path,
+    source: str,
+    policy: Policy,
+    parts: tuple[Sequence[Record], Sequence[Record]],
+    about: dict[str, Any],
+    *,
+    batch: int,
+) -> None:
+    """Both passes of one checkpoint, by as many processes as were launched."""
+    import torch
+    from accelerate import PartialState
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    from safelens.curate.gradients import GradientCollector
+    from safelens.curate.passes import Collection, InfluenceStore, Share
+    from safelens.curate.projection import FactoredProjection
+    from safelens.curate.samples import RecordSamples
+    from safelens.train.embedder import Turns
+    from safelens.video import ClipOptions, VideoReader
+    from safelens.vlm import VisionLanguageModel
+    from safelens.vlm_loading import ModelLoadError
+
+    state = PartialState()
+    try:
+        vlm = VisionLanguageModel.load(
+            source, device=state.device, dtype=torch.float32, frame_pixels=about["frame_pixels"]
+        )
+    except ModelLoadError as error:
+        _fail(str(error))
+    turns = Turns(vlm, policy)
+    collector = GradientCollector(vlm, turns.layout.head)
+    share = Share(state.process_index, state.num_processes)
+    with state.main_process_first():
+        store = InfluenceStore(folder, about | {"model": source, "processes": share.of})
+    train, val = parts
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    hidden = not console.is_terminal or not state.is_main_process
+    with (
+        VideoReader(ClipOptions(max_side=448)) as reader,
+        Progress(*columns, console=console, disable=hidden) as progress,
+    ):
+        task = progress.add_task("validation", total=-(-len(val) // share.of))
+        work = Collection(
+            collector,
+            FactoredProjection(collector.layers, about["rank"], about["seed"]),
+            store,
+            len(policy.labels),
+            share,
+            batch,
+            lambda done: progress.advance(task, done),
+        )
+        work.validation_pass(RecordSamples(val, turns, reader))
+        state.wait_for_everyone()
+        means = work.validation_means()
+        progress.reset(task, description="training", total=-(-len(train) // share.of))
+        work.training_pass(RecordSamples(train, turns, reader), means)
+    state.wait_for_everyone()
+
+
+def _parts(
+    data: Path, val: Path | None, videos_root: Path | None, policy: str
+) -> tuple[list[Record], list[Record], Policy]:
+    """Training and validation records that speak of every category, and the policy."""
+    from safelens.data.read import read_dataset
+    from safelens.policy import Policy, PolicyError
+
+    try:
+        used = Policy.load(policy)
+        read = read_dataset(data, used, videos_root=videos_root)
+        other = read if val is None else read_dataset(val, used, videos_root=videos_root)
+    except (PolicyError, ValueError) as error:
+        _fail(str(error))
+    train = [r for r in read.records if r.split in ("train", None) and not r.undecided]
+    held = [r for r in other.records if (val is not None or r.split == "val") and not r.undecided]
+    left_out = read.left_out + sum(r.undecided for r in read.records)
+    if left_out:
+        typer.echo(f"{left_out} entries left out; `safelens data check` says why", err=True)
+    missing = sorted({r.label for r in train} - {r.label for r in held})
+    if not train or missing:
+        _fail(
+            "no training records"
+            if not train
+            else f"no validation record of {', '.join(missing)}: influence on a class without one is "
+            "undefined; add some, or leave the class out of the training set"
+        )
+    return train, held, used
+
+
+def _scores(run: Path, policy: Policy) -> tuple[list[InfluenceStore], Scored]:
+    from safelens.curate.passes import CurationError, InfluenceStore
+    from safelens.curate.scores import training_scores
+
+    if not (run / _RUN).is_file():
+        raise CurationError(f"{run} holds no finished run of `safelens curate influence`")
+    weights = json.loads((run / _RUN).read_text())["weights"]
+    folders = [run / f"checkpoint-{number}" for number in range(len(weights))]
+    stores = [InfluenceStore.open(folder) for folder in folders]
+    return stores, training_scores(stores, weights, len(policy.labels))
+
+
+def _line(found: Scored, row: int, score: Any, policy: Policy) -> dict[str, Any]:
+    averages, by_class = found.averages[score], found.by_class[score][row]
+    usable = found.errors[row] is None
+    return {
+        "id": found.ids[row],
+        "label": policy.labels[int(found.labels[row])],
+        "suggested": policy.labels[int(by_class.nan_to_num(-1e30).argmax())] if usable else None,
+        "own": float(averages.own[row]) if usable else None,
+        "all": float(averages.all[row]) if usable else None,
+        "loss": float(found.losses[row]) if usable else None,
+    }
+
+
+def _print_summary(
+    decisions: list[dict[str, Any]], validation: int, doubtful: int, policy: Policy
+) -> None:
+    kept = Counter(line["label"] for line in decisions if line["kept"])
+    every = Counter(line["label"] for line in decisions)
+    for label in policy.labels:
+        typer.echo(f"{label}: {kept[label]} of {every[label]} kept")
+    lost = sum(line["own"] is None for line in decisions)
+    typer.echo(
+        f"{kept.total()} of {len(decisions)} kept, {len(decisions) - kept.total() - lost} dropped, "
+        f"{lost} without a gradient; {doubtful} of {validation} validation samples to look at"
+    )
+    empty = [label for label in policy.labels if every[label] and not kept[label]]
+    if empty:
+        typer.echo(f"warning: nothing is left of {', '.join(empty)}", err=True)
+
+
+def _gallery(
+    path: Path,
+    found: Scored,
+    score: Any,
+    kept: list[bool],
+    train: list[Record],
+    policy: Policy,
+    count: int,
+) -> None:
+    from safelens.curate.gallery import Shown, extremes, sheet_of, write_gallery
+    from safelens.video import ClipOptions, VideoReader
+
+    classes = []
+    with VideoReader(ClipOptions()) as reader:
+        for number, name in enumerate(policy.labels):
+            ends = extremes(found.averages[score].own, found.labels, number, count)
+            sides = {}
+            for side, rows in ends.items():
+                lines = [(row, _line(found, row, score, policy)) for row in rows]
+                sides[side] = [
+                    Shown(
+                        line["id"],
+                        line["label"],
+                        line["suggested"],
+                        line["own"],
+                        line["all"],
+                        kept[row],
+                        sheet_of(train[row].video, reader.read),
+                    )
+                    for row, line in lines
+                ]
+            classes.append((name, sides))
+    write_gallery(path, f"Influence ({score}) of {len(train)} training samples", classes)
+
+
+def _digest(records: Sequence[Record]) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(record.to_json().encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(BAD_USAGE)
