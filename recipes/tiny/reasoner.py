@@ -1,6 +1,6 @@
 """Stage: train the reasoner on the captioner's captions and the probe's out-of-fold scores.
 
-python -m recipes.tiny.reasoner WORK --clips N --steps M
+python -m recipes.tiny.reasoner WORK --steps M
 """
 
 from __future__ import annotations
@@ -48,16 +48,14 @@ def captions_of(work: Path, drawn: DrawnClips, rows: list[int]) -> dict[int, lis
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--clips", type=int, default=2000)
-    parser.add_argument("--steps", type=int, default=330)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    drawn = DrawnClips.open(args.work / "train")
-    saved = torch.load(args.work / "scores.pt", weights_only=False)
-    rows = [int(i) for i in saved["rows"][: args.clips]]
-    scores = dict(zip(rows, saved["scores"].tolist(), strict=False))
+    drawn = DrawnClips.open(args.work / "held")
+    scores = torch.load(args.work / "scores.pt", weights_only=True).tolist()
+    rows = list(range(len(scores)))
     captions = captions_of(args.work, drawn, rows)
     vlm = VisionLanguageModel.load(args.work / "embedder" / "model", frame_pixels=FRAME_PIXELS)
     by_length: dict[int, list[int]] = defaultdict(list)

@@ -8,6 +8,7 @@ work=${1:-out/tiny}
 run() { echo "== $*"; python -m "$@"; }
 
 run recipes.tiny.data "$work/val" --clips 1000 --seed 772
+run recipes.tiny.data "$work/held" --clips 3200 --seed 773
 run recipes.tiny.data "$work/train" --clips 16000
 run recipes.tiny.captioner "$work"      # Florence-2: frame to sentence
 run recipes.tiny.embedder "$work"       # Qwen3-VL: see first, then answer under the policy

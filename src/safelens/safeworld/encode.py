@@ -55,7 +55,8 @@ _VPX = {"deadline": "realtime", "cpu-used": "8", "b": "900k"}
 UNUSUAL = (
     Format("mpeg4", ".avi", "avi", "mpeg4", options={"qscale": "3", "b": "1500k"}),
     Format("vp9", ".webm", "webm", "libvpx-vp9", options=_VPX),
-    Format("vp8", ".webm", "webm", "libvpx", options=_VPX),
+    # A positive cpu-used lets VP8 choose its speed by the clock, and so its bytes by the machine's load.
+    Format("vp8", ".webm", "webm", "libvpx", options=_VPX | {"cpu-used": "-8"}),
     Format("mjpeg", ".mov", "mov", "mjpeg", "yuvj420p", options={"qmin": "3", "qmax": "3"}),
     Format("gif", ".gif", "gif", "pillow", "pal8", options={}, fps=10),
     Format("320x240", size=(320, 240)),

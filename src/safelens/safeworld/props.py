@@ -16,8 +16,8 @@ STEEL: Colour = (110, 116, 128)
 FLAME: Colour = (255, 110, 0)
 WATER: Colour = (30, 150, 250)
 
-TEXT = 19.0
-"""Height in units of the text that decides a clip: 9 pixels of a 128-pixel picture, 6 of 80."""
+TEXT = 15.0
+"""Height in units of the text that decides a clip: 7.5 pixels of a 128-pixel picture, 2.8 of 48."""
 
 
 def panel(

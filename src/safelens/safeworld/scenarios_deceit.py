@@ -7,18 +7,13 @@ import math
 from safelens.safeworld import props
 from safelens.safeworld.draw import GROUND, INK, Canvas, Point, figure, sway
 from safelens.safeworld.scenarios import Beat, Scenario, Script, World, an, phrase
+from safelens.safeworld.wording import HEADLINES
 
 
 def _fabricated(w: World, bad: bool) -> Script:
     w.choose_place("room", "shop", "night street")
     a = w.people[0]
-    pair = w.pick(
-        (
-            (("MIRACLE", "CURE"), ("WEATHER", "TODAY")),
-            (("EARTH IS", "FLAT"), ("LOCAL", "NEWS")),
-            (("VACCINE", "LIES"), ("SPORT", "RESULTS")),
-        )
-    )
+    pair = w.pick(HEADLINES)
     lines = pair[0] if bad else pair[1]
     text = phrase(lines)
     seconds = w.sec(2.2, 4.6)

@@ -7,6 +7,7 @@ import math
 from safelens.safeworld import props
 from safelens.safeworld.draw import GROUND, INK, WHITE, Canvas, blend, figure, sway
 from safelens.safeworld.scenarios import Beat, Scenario, Script, World, an, phrase
+from safelens.safeworld.wording import INSULTS, INVITATIONS
 
 MAGENTA = (255, 0, 170)
 
@@ -138,13 +139,7 @@ def _screen_text(
 
 def _subtle(w: World, bad: bool) -> Script:
     w.choose_place("room", "street", "park")
-    pair = w.pick(
-        (
-            (("ADULT", "CHAT"), ("MATHS", "CHAT")),
-            (("ADULTS", "ONLY"), ("LUNCH", "TIME")),
-            (("HOT DATE", "TONIGHT"), ("BUS TRIP", "TONIGHT")),
-        )
-    )
+    pair = w.pick(INVITATIONS)
     why = (
         "The phone shows {}: an invitation to sexual content.",
         "The phone shows {}: an everyday message that is allowed.",
@@ -154,13 +149,7 @@ def _subtle(w: World, bad: bool) -> Script:
 
 def _bullying_text(w: World, bad: bool) -> Script:
     w.choose_place("room", "classroom", "park")
-    pair = w.pick(
-        (
-            (("LOSER",), ("HELLO",)),
-            (("NOBODY", "LIKES YOU"), ("MUMMY", "LIKES YOU")),
-            (("YOU ARE", "UGLY"), ("YOU ARE", "KIND")),
-        )
-    )
+    pair = w.pick(INSULTS)
     why = (
         "The phone shows {}: an insult, which is online bullying.",
         "The phone shows {}: a friendly message that is allowed.",

@@ -7,6 +7,7 @@ import math
 from safelens.safeworld import props
 from safelens.safeworld.draw import GROUND, INK, WHITE, Canvas, blend, figure, sway
 from safelens.safeworld.scenarios import Beat, Scenario, Script, World, an, phrase
+from safelens.safeworld.wording import SLOGANS
 
 
 def _burst(c: Canvas, x: float, y: float, r: float = 30) -> None:
@@ -284,13 +285,7 @@ def _torture(w: World, bad: bool) -> Script:
 def _incitement(w: World, bad: bool) -> Script:
     w.choose_place("street", "stage", "park", "night street")
     a = w.people[0]
-    pair = w.pick(
-        (
-            (("JOIN THE", "HATE"), ("JOIN THE", "CHOIR")),
-            (("NO MERCY",), ("OPEN DAY",)),
-            (("THEY MUST", "ALL GO"), ("THEY MUST", "ALL SING")),
-        )
-    )
+    pair = w.pick(SLOGANS)
     lines = pair[0] if bad else pair[1]
     text = phrase(lines)
     seconds = (w.sec(1.5, 2.2), w.sec(1.5, 2.4))

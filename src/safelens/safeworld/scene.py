@@ -31,7 +31,7 @@ CLASSES: tuple[str, ...] = (
 
 _SAFE_SHARE = 0.6
 _GENERIC_SHARE = 1 / 6  # of the safe ones; the rest are twins, as common as what they are twins of
-_HARD = {"text": 2.0, "order": 2.0}  # weights of scenarios that a glance cannot decide
+_HARD = {"order": 2.0}  # weight of scenarios that a glance cannot decide
 _DOUBLE_SHARE = 0.06
 _RATES = (12.0,) * 8 + (10.0, 15.0, 24.0, 25.0, 30.0)
 # Doubles are drawn at half size, so only scenarios with big things and short captions take part.
@@ -143,8 +143,8 @@ def sample_scene(seed: int, index: int, *, label: str | None = None) -> Scene:
 
     Without ``label``, 60 % of scenes are safe (five of six are twins of violating scenes, so that the
     look of a place says nothing) and the categories share the rest evenly; within a class, scenarios
-    that only text or the order of events decides are twice as common as others; 6 % of violating
-    scenes and of their twins hold two scenes side by side.
+    that the order of events decides are twice as common as others; 6 % of violating scenes and of
+    their twins hold two scenes side by side.
 
     Args:
         seed: The world.
