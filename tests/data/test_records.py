@@ -110,3 +110,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(RuntimeError):
         write_records(path, broken())
     assert read_records(path) == [PLAIN]
+
+
+def test_a_record_that_asked_for_a_part_is_undecided_where_it_flags_nothing():
+    fields = {"id": "a", "video": "a.mp4", "source": "x"}
+    assert Record(labels=(), asked=("abuse",), **fields).undecided
+    assert not Record(labels=("abuse",), asked=("abuse",), **fields).undecided
+    assert not Record(labels=(), **fields).undecided
+    with pytest.raises(ValueError, match="not among asked"):
+        Record(labels=("violence",), asked=("abuse",), **fields)

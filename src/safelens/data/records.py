@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -28,8 +28,8 @@ class RecordError(ValueError):
 class Record(BaseModel):
     """One example: a video, what it is labelled, and what is known about it.
 
-    Everything after `split` is truth that only generated data has. `labels` is what a learner is
-    given, `true_labels` what holds; they differ where label noise was asked for.
+    `labels` is what a learner is given, `true_labels` what holds; they differ where label noise was
+    asked for. From `true_labels` to `tags` it is truth that only generated data has.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,6 +50,11 @@ class Record(BaseModel):
     """Where the example is from, for example `safeworld`."""
     split: Split | None = None
     """Part of the data set, if it is divided."""
+    group: str | None = None
+    """What the video was cut from; a split keeps the examples of one group together."""
+    asked: tuple[str, ...] | None = None
+    """Ids of the categories that `labels` speak of; None for all of the policy. Of the others it is
+    not known whether the video violates them."""
 
     true_labels: tuple[str, ...] | None = None
     """The labels that hold, whatever `labels` says."""
@@ -66,24 +71,34 @@ class Record(BaseModel):
     description: str | None = None
     """What is to be seen, in words."""
     explanation: str | None = None
-    """Why `true_labels` hold."""
+    """Why the labels hold."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for field in ("labels", "true_labels"):
+        for field in ("labels", "true_labels", "asked"):
             values: tuple[str, ...] = getattr(self, field) or ()
             if SAFE in values:
                 raise ValueError(f"{field} holds {SAFE!r}: leave the list empty for a safe video")
             if len(set(values)) != len(values):
                 raise ValueError(f"{field} names a category twice: {list(values)}")
+        if self.asked is not None and (unasked := set(self.labels) - set(self.asked)):
+            raise ValueError(f"labels {sorted(unasked)} are not among asked {list(self.asked)}")
         if self.interval is not None and not 0 <= self.interval[0] <= self.interval[1]:
             raise ValueError(f"interval {list(self.interval)} is not 0 <= start <= end")
         return self
 
     @property
     def label(self) -> str:
-        """The first category of `labels`, or `safe`: the class for single-label training."""
+        """The first category of `labels`, or `safe`: the class for single-label training.
+
+        Means nothing where `undecided`.
+        """
         return self.labels[0] if self.labels else SAFE
+
+    @property
+    def undecided(self) -> bool:
+        """Whether nothing is flagged but not every category was asked for: unknown, not safe."""
+        return not self.labels and self.asked is not None
 
     @property
     def mislabelled(self) -> bool | None:
@@ -164,14 +179,12 @@ def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> in
     return count
 
 
-def _parse(line: str, where: str) -> Record:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise RecordError(
-            f"{where}: not JSON ({error.msg} at column {error.colno});"
-            " expected one JSON object a line"
-        ) from error
+def validate_record(value: Any, where: str) -> Record:
+    """A record from plain data.
+
+    Raises:
+        RecordError: the data does not fit Record; the message begins with `where`.
+    """
     if not isinstance(value, dict):
         raise RecordError(f"{where}: expected a JSON object, found {type(value).__name__}")
     try:
@@ -183,3 +196,14 @@ def _parse(line: str, where: str) -> Record:
         )
         known = ", ".join(Record.model_fields)
         raise RecordError(f"{where}: {problems} (a record's fields are {known})") from error
+
+
+def _parse(line: str, where: str) -> Record:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise RecordError(
+            f"{where}: not JSON ({error.msg} at column {error.colno});"
+            " expected one JSON object a line"
+        ) from error
+    return validate_record(value, where)
