@@ -110,9 +110,9 @@ def influence(
     weights = learning_rate or [1.0] * len(model)
     (out / _RUN).write_text(json.dumps({"models": model, "weights": weights}) + "\n")
     _, scored = _scores(out, used)
-    lost = [error for error in scored.errors if error]
-    for error in lost:
-        typer.echo(error, err=True)
+    lost = [reason for reason in scored.errors if reason]
+    for reason in lost:
+        typer.echo(reason, err=True)
     typer.echo(f"{len(scored.ids)} training samples, {len(lost)} without a gradient: {out}")
     if lost:
         raise typer.Exit(1)
@@ -202,7 +202,6 @@ def _collect(
 ) -> None:
     """Both passes of one checkpoint, by as many processes as were launched."""
     import torch
-    from accelerate import PartialState
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -217,11 +216,12 @@ def _collect(
     from safelens.curate.projection import FactoredProjection
     from safelens.curate.samples import RecordSamples
     from safelens.train.embedder import Turns
+    from safelens.train.loop import processes
     from safelens.video import ClipOptions, VideoReader
     from safelens.vlm import VisionLanguageModel
     from safelens.vlm_loading import ModelLoadError
 
-    state = PartialState()
+    state = processes()
     try:
         vlm = VisionLanguageModel.load(
             source, device=state.device, dtype=torch.float32, frame_pixels=about["frame_pixels"]

@@ -42,9 +42,13 @@ class Unusable(Exception):
 class Samples(Protocol):
     """A data set as the passes read it."""
 
-    ids: Sequence[str]
-    labels: Sequence[int]
-    """Class of each sample, an index."""
+    @property
+    def ids(self) -> Sequence[str]:
+        """Of the samples."""
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """Class of each sample, an index."""
 
     def example(self, row: int) -> Example:
         """What the model reads and should answer; `Unusable` where there is none."""

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from safelens import prompts
 from safelens.policy import SAFE, Policy
-from safelens.screen import layout_of
+from safelens.screen import Layout, layout_of
 from safelens.train.loop import LoopConfig, fit
 from safelens.train.sequences import Example, Scored, teacher_forced
 from safelens.verdict import Caption
@@ -36,7 +36,7 @@ class LabelledClip:
     Attributes:
         video: the clip as model input.
         labels: violated category ids; empty if safe.
-        captions: one a frame.
+        captions: of single frames; none where there are none to learn from.
         description: one sentence about the clip.
         explanation: one sentence about its safety.
     """
@@ -51,10 +51,12 @@ class LabelledClip:
 class Turns:
     """Token ids of all that is asked and answered under one policy."""
 
-    def __init__(self, vlm: VisionLanguageModel, policy: Policy) -> None:
+    def __init__(
+        self, vlm: VisionLanguageModel, policy: Policy, layout: Layout = "policy_first"
+    ) -> None:
         self.vlm = vlm
         self.policy = policy
-        self.layout = layout_of(vlm, policy, "policy_first")
+        self.layout = layout_of(vlm, policy, layout)
         self.head = vlm.ids(self.layout.head)
         self.question = vlm.ids(self.layout.tail)
         self.closing = vlm.ids(prompts.screening_suffix() + self.layout.closing)
@@ -117,21 +119,27 @@ def train_embedder(
     see: int = 0,
     deliberate_every: int = 0,
     auxiliary: float = 0.5,
+    layout: Layout = "policy_first",
 ) -> None:
-    """Train all weights of ``vlm`` in place.
+    """Train the weights of ``vlm`` that require a gradient, in place.
 
     Args:
         vlm: the model.
         policy: gives the prompt and the classes.
-        batch_at: step number to batch; the same batch for the same step.
+        batch_at: number to batch; the same batch for the same number.
         out: directory for checkpoint and log.
         config: see :class:`LoopConfig`.
-        see: first steps that only ask for captions of frames, without the policy: short and cheap.
-        deliberate_every: of the steps after, each n-th trains the reasoned answer; 0 for none.
-        auxiliary: weight of the auxiliary head's loss.
+        see: first batches that only ask for captions of frames, without the policy: short and cheap.
+        deliberate_every: of the batches after, each n-th trains the reasoned answer; 0 for none.
+        auxiliary: weight of the auxiliary head's loss; 0 leaves the head out.
+        layout: order of the prompt.
     """
-    turns = Turns(vlm, policy)
-    module = _WithHead(vlm.model, vlm.hidden_size, len(policy.labels))
+    turns = Turns(vlm, policy, layout)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        module = _WithHead(vlm.model, vlm.hidden_size, len(policy.labels))
+    module.to(vlm.device)
+    module.class_head.requires_grad_(auxiliary > 0)
 
     def seeing(step: int, clips: list[LabelledClip]) -> dict[str, torch.Tensor]:
         examples = []
@@ -145,15 +153,25 @@ def train_embedder(
         return {"loss": captions + auxiliary * named["classes"], "captions": captions} | named
 
     def screening(step: int, clips: list[LabelledClip]) -> dict[str, torch.Tensor]:
-        examples = []
-        for clip, (one, _) in zip(clips, _two_frames(clips, step), strict=True):
-            caption = turns.caption(clip.captions[one], first=False)
-            examples.append(Example(clip.video, (turns.screening(clip.labels), caption)))
+        answers = [turns.screening(clip.labels) for clip in clips]
+        examples = [Example(c.video, (a,)) for c, a in zip(clips, answers, strict=True)]
+        captioned = all(clip.captions for clip in clips)
+        if captioned:
+            asked = [
+                c.captions[one] for c, (one, _) in zip(clips, _two_frames(clips, step), strict=True)
+            ]
+            examples = [
+                Example(e.video, (*e.turns, turns.caption(caption, first=False)))
+                for e, caption in zip(examples, asked, strict=True)
+            ]
         scored = teacher_forced(vlm, turns.head, examples)
-        named = _classes(module, policy, clips, examples, scored, cut=len(turns.closing))
-        guardrail, captions = scored.losses
-        loss = guardrail + 0.5 * captions + auxiliary * named["classes"]
-        return {"loss": loss, "guardrail": guardrail, "captions": captions} | named
+        found = {"loss": scored.losses[0], "guardrail": scored.losses[0]}
+        if captioned:
+            found |= {"loss": found["loss"] + 0.5 * scored.losses[1], "captions": scored.losses[1]}
+        if auxiliary:
+            named = _classes(module, policy, clips, examples, scored, cut=len(turns.closing))
+            found |= {"loss": found["loss"] + auxiliary * named["classes"]} | named
+        return found
 
     def deliberating(step: int, clips: list[LabelledClip]) -> dict[str, torch.Tensor]:
         examples = [
@@ -197,8 +215,8 @@ def _classes(
 
 def _two_frames(clips: Sequence[LabelledClip], step: int) -> list[tuple[int, int]]:
     generator = torch.Generator().manual_seed(step)
-    picked = [torch.randperm(len(c.captions), generator=generator)[:2].tolist() for c in clips]
-    return [(a, b) for a, b in picked]
+    picked = [torch.randperm(len(c.captions), generator=generator).tolist() for c in clips]
+    return [(rows[0], rows[-1]) for rows in picked]
 
 
 def _deliberation(

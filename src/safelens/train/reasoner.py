@@ -6,6 +6,7 @@ cache), then captions, scores and answer with it. Cross-entropy is on the answer
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ import torch
 from safelens.deliberate import ADAPTER
 from safelens.policy import Policy
 from safelens.prompts import FALSE, TRUE
+from safelens.screen import Layout
 from safelens.train.embedder import LabelledClip, Turns
-from safelens.train.loop import LoopConfig, fit
-from safelens.train.sequences import answer_loss
+from safelens.train.loop import LoopConfig, fit, processes
+from safelens.train.sequences import Example, answer_loss, teacher_forced
 from safelens.verdict import Caption
 from safelens.vlm import Context, VisionLanguageModel
 
@@ -39,14 +41,31 @@ class AugmentedClip:
     scores: dict[str, float]
 
 
-def add_adapter(vlm: VisionLanguageModel, rank: int, alpha: int) -> None:
+def add_adapter(
+    vlm: VisionLanguageModel, rank: int, alpha: int, name: str = ADAPTER, *, seed: int = 0
+) -> None:
     """Put a fresh LoRA adapter on the language model's linear layers; all else is frozen."""
     from peft import LoraConfig
 
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=rf".*language_model.*\.({_LINEAR})"
     )
-    vlm.model.add_adapter(config, adapter_name=ADAPTER)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        vlm.model.add_adapter(config, adapter_name=name)
+
+
+def merge_adapter(vlm: VisionLanguageModel) -> None:
+    """Add a trained adapter to the weights that it adapts, and take it off."""
+    from peft.tuners.lora import LoraLayer
+
+    model = vlm.model
+    adapted = [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]
+    for name, layer in adapted:
+        layer.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.get_base_layer())
+    model._hf_peft_config_loaded = False
 
 
 def train_reasoner(
@@ -59,57 +78,107 @@ def train_reasoner(
     rank: int = 16,
     alpha: int = 32,
     boolean_weight: float = 0.0,
+    layout: Layout = "policy_first",
 ) -> None:
     """Train the adapter and save it to ``out/adapter``.
 
     Args:
         vlm: the embedder, frozen.
         policy: gives the prompt.
-        batch_at: step number to a batch of clips whose videos have equally many tokens, so that the
-            shared cache needs no padding.
+        batch_at: number to a batch of clips; those whose videos have equally many tokens share one
+            cache, so batches of equal videos are the fastest.
         out: directory for checkpoint, log and adapter.
         config: see :class:`LoopConfig`.
         rank: of the adapter.
         alpha: of the adapter.
         boolean_weight: of an added loss on the answer's booleans alone. They are a few tokens of a
             long answer; a small model otherwise learns to explain before it learns to decide.
+        layout: order of the prompt.
     """
-    turns = Turns(vlm, policy)
-    layout = turns.layout
-    head = vlm.prefill_text(layout.head)
-    add_adapter(vlm, rank, alpha)
-    pad = vlm.tokenizer.pad_token_id
+    turns = Turns(vlm, policy, layout)
+    head = vlm.prefill_text(turns.layout.head)
+    add_adapter(vlm, rank, alpha, seed=config.seed)
     flags = torch.tensor([int(vlm.ids(flag)[0]) for flag in (TRUE, FALSE)], device=vlm.device)
 
-    def loss_of_step(step: int) -> dict[str, torch.Tensor]:
-        batch = batch_at(step)
+    def loss_of_batch(number: int) -> dict[str, torch.Tensor]:
+        batch = batch_at(number)
         vlm.model.disable_adapters()
-        prefilled = vlm.prefill_videos(head, [a.clip.video for a in batch], layout.tail)
-        if len(set(prefilled.lengths)) > 1:
-            raise ValueError(f"videos of a batch differ in tokens: {prefilled.lengths}")
-        # stacking copies, outside inference mode: autograd may read the result
-        context = Context.stack([prefilled.context(row) for row in range(len(batch))])
-        start = context.position
-        pairs = [
-            turns.deliberation(a.clip, a.captions, a.scores, with_question=False) for a in batch
-        ]
-        rows = [torch.cat(pair) for pair in pairs]
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
-        ids = ids.to(vlm.device)
-        positions = torch.arange(start, start + ids.shape[1], device=vlm.device)
+        prefilled = vlm.prefill_videos(head, [a.clip.video for a in batch], turns.layout.tail)
+        contexts = [prefilled.context(row) for row in range(len(batch))]
+        alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for row, context in enumerate(contexts):
+            alike[context.length, context.position].append(row)
         vlm.model.enable_adapters()
-        hidden = vlm.model.model(
-            input_ids=ids,
-            position_ids=positions.view(1, 1, -1).expand(3, len(rows), -1),
-            past_key_values=context.cache,
-            use_cache=True,
-        ).last_hidden_state
-        spans = [(len(prompt), len(row)) for (prompt, _), row in zip(pairs, rows, strict=True)]
-        whole = answer_loss(vlm, hidden, ids, spans)
-        booleans = answer_loss(vlm, hidden, ids, spans, only=flags)
+        whole, booleans = torch.zeros(2, device=vlm.device)
+        for rows in alike.values():
+            # stacking copies, outside inference mode: autograd may read the result
+            stacked = Context.stack([contexts[row] for row in rows])
+            found = _losses(turns, stacked, [batch[row] for row in rows], flags)
+            share = len(rows) / len(batch)
+            whole, booleans = whole + share * found[0], booleans + share * found[1]
         return {"loss": whole + boolean_weight * booleans, "answer": whole, "booleans": booleans}
 
-    fit(vlm.model, loss_of_step, config, out, title="reasoner")
+    fit(vlm.model, loss_of_batch, config, out, title="reasoner")
     vlm.model.enable_adapters()
-    vlm.model.save_pretrained(out / "adapter")
+    if processes().is_main_process:
+        vlm.model.save_pretrained(out / "adapter")
     vlm.model.disable_adapters()
+
+
+def train_separate_reasoner(
+    vlm: VisionLanguageModel,
+    policy: Policy,
+    batch_at: Callable[[int], list[AugmentedClip]],
+    out: Path,
+    config: LoopConfig,
+    *,
+    layout: Layout = "policy_first",
+) -> None:
+    """Train a model of its own that reads the whole prompt, as the paper does.
+
+    Args:
+        vlm: the model; its weights that require a gradient are trained in place.
+        policy: gives the prompt.
+        batch_at: number to batch.
+        out: directory for checkpoint and log.
+        config: see :class:`LoopConfig`.
+        layout: order of the prompt.
+    """
+    turns = Turns(vlm, policy, layout)
+
+    def loss_of_batch(number: int) -> dict[str, torch.Tensor]:
+        examples = [
+            Example(
+                a.clip.video,
+                (turns.deliberation(a.clip, a.captions, a.scores, with_question=True),),
+            )
+            for a in batch_at(number)
+        ]
+        return {"loss": teacher_forced(vlm, turns.head, examples).losses[0]}
+
+    fit(vlm.model, loss_of_batch, config, out, title="reasoner")
+
+
+def _losses(
+    turns: Turns, context: Context, batch: list[AugmentedClip], flags: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean cross-entropy of the answers that continue a cache, and of their booleans alone."""
+    vlm = turns.vlm
+    start = context.position
+    pairs = [turns.deliberation(a.clip, a.captions, a.scores, with_question=False) for a in batch]
+    rows = [torch.cat(pair) for pair in pairs]
+    ids = torch.nn.utils.rnn.pad_sequence(
+        rows, batch_first=True, padding_value=vlm.tokenizer.pad_token_id
+    ).to(vlm.device)
+    positions = torch.arange(start, start + ids.shape[1], device=vlm.device)
+    hidden = vlm.model.model(
+        input_ids=ids,
+        position_ids=positions.view(1, 1, -1).expand(3, len(rows), -1),
+        past_key_values=context.cache,
+        use_cache=True,
+    ).last_hidden_state
+    spans = [(len(prompt), len(row)) for (prompt, _), row in zip(pairs, rows, strict=True)]
+    return (
+        answer_loss(vlm, hidden, ids, spans),
+        answer_loss(vlm, hidden, ids, spans, only=flags),
+    )

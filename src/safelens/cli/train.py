@@ -1,0 +1,445 @@
+"""`safelens train`: embedder, probe, captioner and reasoner, from a data set.
+
+Knows the arguments, the paper's defaults and what is printed. How each is trained is the matter of
+`safelens.train`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from safelens.data.records import Record
+    from safelens.policy import Policy
+    from safelens.train.clips import ClipBatches
+    from safelens.train.loop import LoopConfig
+    from safelens.train.reasoner import AugmentedClip
+    from safelens.train.states import States
+    from safelens.vlm import VisionLanguageModel
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Train the parts of a bundle. Several processes: `accelerate launch -m safelens train ...`. "
+    "An interrupted training goes on when the same command is given again.",
+)
+
+BAD_USAGE = 2
+FAILED = 1
+INTERRUPTED = 130
+_MAX_SIDE = 448
+
+
+class LayoutName(StrEnum):
+    """Order of the prompt."""
+
+    policy_first = "policy_first"
+    video_first = "video_first"
+
+
+Data = Annotated[Path, typer.Argument(help="Data set of any form that `safelens data` reads.")]
+Out = Annotated[Path, typer.Option(help="Folder for checkpoints, curves and the trained part.")]
+Model = Annotated[str, typer.Option(help="Where to start: directory or hub id.")]
+VideosRoot = Annotated[
+    Path | None, typer.Option("--videos-root", metavar="DIR", help="Where the videos are.")
+]
+PolicyName = Annotated[str, typer.Option("--policy", help="Policy file or name.")]
+Split = Annotated[str, typer.Option(help="Part of the data set to train on.")]
+Epochs = Annotated[float, typer.Option(min=0.01, help="Times through the data.")]
+Batch = Annotated[int, typer.Option(min=1, help="Clips in a step of one process.")]
+Accumulate = Annotated[int, typer.Option(min=1, help="Batches averaged in one step.")]
+Rate = Annotated[float, typer.Option("--lr", min=0, help="Peak learning rate of AdamW.")]
+Rank = Annotated[int, typer.Option(min=0, help="Of LoRA; 0 trains all weights.")]
+Bf16 = Annotated[bool, typer.Option("--bf16/--fp32", help="Compute in bfloat16.")]
+Seed = Annotated[int, typer.Option(help="Of the order of the data, and of new weights.")]
+FramePixels = Annotated[int, typer.Option(min=1, help="Pixels of a frame as the model sees it.")]
+LayoutOption = Annotated[LayoutName, typer.Option(help="Order of the prompt.")]
+
+
+@app.command()
+def embedder(
+    data: Data,
+    out: Out,
+    model: Model = "Qwen/Qwen3-VL-2B-Instruct",
+    videos_root: VideosRoot = None,
+    policy: PolicyName = "default",
+    split: Split = "train",
+    epochs: Epochs = 2,
+    batch: Batch = 8,
+    accumulate: Accumulate = 1,
+    lr: Rate = 1e-4,
+    rank: Rank = 64,
+    bf16: Bf16 = False,
+    seed: Seed = 0,
+    frame_pixels: FramePixels = 448 * 448,
+    layout: LayoutOption = LayoutName.policy_first,
+) -> None:
+    """Fine-tune a vision-language model on the guardrail answer (Algorithm 1, lines 1 and 9)."""
+    from safelens.train.clips import labelled
+    from safelens.train.embedder import train_embedder
+    from safelens.train.loop import processes
+    from safelens.train.reasoner import add_adapter, merge_adapter
+
+    records, used = _records(data, videos_root, policy, split)
+    vlm = _vlm(model, frame_pixels)
+    with _clips(records, batch, seed) as batches, _stopping():
+        if rank:
+            add_adapter(vlm, rank, 2 * rank, "screen", seed=seed)
+        train_embedder(
+            vlm,
+            used,
+            lambda number: labelled(vlm, batches(number)),
+            out,
+            _config(len(records), epochs, batch, accumulate, lr, bf16, seed),
+            auxiliary=0.0,
+            layout=layout.value,
+        )
+        if rank:
+            merge_adapter(vlm)
+        if processes().is_main_process:
+            vlm.model.save_pretrained(str(out / "model"))
+            vlm.processor.save_pretrained(str(out / "model"))
+    _done(out / "model", batches.left_out)
+
+
+@app.command()
+def probe(
+    data: Data,
+    out: Out,
+    model: Annotated[str, typer.Option(help="The embedder: directory or hub id.")],
+    videos_root: VideosRoot = None,
+    policy: PolicyName = "default",
+    split: Split = "train",
+    batch: Batch = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Most optimizer steps.")] = 1000,
+    lr: Rate = 1e-4,
+    seed: Seed = 0,
+    frame_pixels: FramePixels = 448 * 448,
+    layout: LayoutOption = LayoutName.policy_first,
+    false_refusal_rate: Annotated[
+        float, typer.Option(min=0, max=0.5, help="Clips in domain that the guard may refuse.")
+    ] = 0.01,
+) -> None:
+    """Fit the probe (Algorithm 1, line 10) and the domain guard on the embedder's states.
+
+    The guard's threshold is set on the data's part val, or on a fifth of the clips where there is none.
+    """
+    import numpy as np
+
+    from safelens.domain import DomainGuard
+    from safelens.probe import ProbeConfig, fit_probe
+
+    records, used = _records(data, videos_root, policy, split)
+    held, _ = _records(data, videos_root, policy, "val", required=False)
+    vlm = _vlm(model, frame_pixels)
+    with _stopping():
+        seen = _states(vlm, used, records, batch, layout, "states")
+        features = seen.features
+        if held:
+            fresh = _states(vlm, used, held, batch, layout, "held-out states").features
+        else:
+            order = np.random.default_rng(seed).permutation(len(features))
+            cut = max(1, len(order) // 5)
+            fresh, features = features[order[:cut]], features[order[cut:]]
+        config = ProbeConfig(input_dim=vlm.hidden_size, labels=tuple(used.labels))
+        try:
+            found = fit_probe(
+                seen.question, None, seen.labels, config, steps=steps, lr=lr, seed=seed
+            )
+            guard = DomainGuard.fit(features, fresh, false_refusal_rate=false_refusal_rate)
+        except ValueError as error:
+            _fail(str(error))
+        found.probe.save(out / "probe")
+        guard.save(out / "domain.safetensors")
+        (out / "probe.json").write_text(
+            json.dumps(
+                {
+                    "clips": len(seen.ids),
+                    "best_step": found.best_step,
+                    "held_out_loss": found.held_out_loss,
+                    "held_out_accuracy": found.held_out_accuracy,
+                    "history": found.history,
+                }
+            )
+            + "\n"
+        )
+    typer.echo(
+        f"probe on {len(seen.ids)} clips: held-out average class accuracy "
+        f"{found.held_out_accuracy:.3f} at step {found.best_step}"
+    )
+    _done(out / "probe", {})
+
+
+@app.command()
+def captioner(
+    data: Data,
+    out: Out,
+    model: Model = "florence-community/Florence-2-large",
+    videos_root: VideosRoot = None,
+    policy: PolicyName = "default",
+    split: Split = "train",
+    epochs: Epochs = 2,
+    batch: Batch = 8,
+    accumulate: Accumulate = 1,
+    lr: Rate = 1e-5,
+    bf16: Bf16 = False,
+    seed: Seed = 0,
+) -> None:
+    """Fine-tune Florence-2 on the records' captions; every frame with a caption is a sample."""
+    from safelens.captioner import Captioner, CaptionerError
+    from safelens.train.captioner import train_captioner
+    from safelens.train.clips import captioned_frames
+
+    records, _ = _records(data, videos_root, policy, split)
+    told = [record for record in records if record.captions]
+    if not told:
+        _fail(f"no record of {data} has captions")
+    try:
+        eyes = Captioner.load(model, dtype="float32")
+    except CaptionerError as error:
+        _fail(str(error))
+    with _clips(told, batch, seed) as batches, _stopping():
+        train_captioner(
+            eyes.model,
+            eyes.processor,
+            lambda number: captioned_frames(batches(number)),
+            out,
+            _config(len(told), epochs, batch, accumulate, lr, bf16, seed),
+        )
+    _done(out / "model", batches.left_out)
+
+
+@app.command()
+def reasoner(
+    data: Data,
+    out: Out,
+    model: Annotated[str, typer.Option(help="The embedder, or the model to train apart.")],
+    videos_root: VideosRoot = None,
+    policy: PolicyName = "default",
+    split: Split = "train",
+    epochs: Epochs = 2,
+    batch: Batch = 8,
+    accumulate: Accumulate = 1,
+    lr: Rate = 1e-4,
+    rank: Rank = 64,
+    separate: Annotated[
+        bool,
+        typer.Option(
+            "--separate", help="A model of its own that reads the whole prompt, as in the paper."
+        ),
+    ] = False,
+    boolean_weight: Annotated[
+        float, typer.Option(min=0, help="Of an added loss on the answer's booleans alone.")
+    ] = 0.0,
+    bf16: Bf16 = False,
+    seed: Seed = 0,
+    frame_pixels: FramePixels = 448 * 448,
+    layout: LayoutOption = LayoutName.policy_first,
+) -> None:
+    """Train S2 on reasoning traces: an adapter that continues S1's cache, or a separate model.
+
+    Records need captions, scores, and a response with DESCRIPTION, EXPLANATION and GUARDRAIL
+    (`safelens curate traces` writes them).
+    """
+    from safelens.train.clips import augmented, has_trace
+    from safelens.train.loop import processes
+    from safelens.train.reasoner import (
+        add_adapter,
+        merge_adapter,
+        train_reasoner,
+        train_separate_reasoner,
+    )
+
+    if not rank and not separate:
+        _fail(
+            "--rank 0: what continues S1's cache is an adapter; give it a rank, or add --separate"
+        )
+    records, used = _records(data, videos_root, policy, split)
+    ready = [record for record in records if has_trace(record, used)]
+    if len(ready) < len(records):
+        typer.echo(
+            f"{len(records) - len(ready)} records without captions, scores or trace left out",
+            err=True,
+        )
+    if not ready:
+        _fail(f"no record of {data} has captions, scores and a reasoned response")
+    vlm = _vlm(model, frame_pixels)
+    config = _config(len(ready), epochs, batch, accumulate, lr, bf16, seed)
+    with _clips(ready, batch, seed) as batches, _stopping():
+
+        def batch_at(number: int) -> list[AugmentedClip]:
+            return augmented(vlm, used, batches(number))
+
+        if separate:
+            if rank:
+                add_adapter(vlm, rank, 2 * rank, seed=seed)
+            train_separate_reasoner(vlm, used, batch_at, out, config, layout=layout.value)
+            if rank:
+                merge_adapter(vlm)
+            if processes().is_main_process:
+                vlm.model.save_pretrained(str(out / "model"))
+                vlm.processor.save_pretrained(str(out / "model"))
+        else:
+            train_reasoner(
+                vlm,
+                used,
+                batch_at,
+                out,
+                config,
+                rank=rank,
+                alpha=2 * rank,
+                boolean_weight=boolean_weight,
+                layout=layout.value,
+            )
+    _done(out / ("model" if separate else "adapter"), batches.left_out)
+
+
+def _records(
+    data: Path, videos_root: Path | None, policy: str, split: str, *, required: bool = True
+) -> tuple[list[Record], Policy]:
+    """Records of one part whose labels are known for every category, and the policy."""
+    from safelens.data.read import read_dataset
+    from safelens.policy import Policy, PolicyError
+
+    try:
+        used = Policy.load(policy)
+        read = read_dataset(data, used, videos_root=videos_root)
+    except (PolicyError, ValueError) as error:
+        _fail(str(error))
+    part = [r for r in read.records if r.split == split or (r.split is None and split == "train")]
+    found = [record for record in part if not record.undecided]
+    if required:
+        left_out = read.left_out + len(part) - len(found)
+        if left_out:
+            typer.echo(f"{left_out} entries left out; `safelens data check` says why", err=True)
+        if not found:
+            _fail(f"{data} has no records in the part {split!r}")
+    return found, used
+
+
+def _vlm(source: str, frame_pixels: int) -> VisionLanguageModel:
+    """The model in float32: bfloat16 weights would lose small updates; --bf16 computes in it."""
+    import torch
+
+    from safelens.train.loop import processes
+    from safelens.vlm import VisionLanguageModel
+    from safelens.vlm_loading import ModelLoadError
+
+    try:
+        return VisionLanguageModel.load(
+            source, device=processes().device, dtype=torch.float32, frame_pixels=frame_pixels
+        )
+    except ModelLoadError as error:
+        _fail(str(error))
+
+
+@contextmanager
+def _clips(records: list[Record], batch: int, seed: int) -> Iterator[ClipBatches]:
+    from safelens.train.clips import ClipBatches
+    from safelens.video import ClipOptions, VideoReader
+
+    with VideoReader(ClipOptions(max_side=_MAX_SIDE)) as reader:
+        batches = ClipBatches(records, reader, size=batch, seed=seed)
+        try:
+            yield batches
+        finally:
+            batches.close()
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """Failures and Ctrl-C as messages and exit codes."""
+    from safelens.train.loop import TrainingError
+
+    try:
+        yield
+    except TrainingError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(FAILED) from None
+    except KeyboardInterrupt:
+        typer.echo("stopped; give the same command again to go on", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _config(
+    records: int, epochs: float, batch: int, accumulate: int, lr: float, bf16: bool, seed: int
+) -> LoopConfig:
+    from safelens.train.loop import LoopConfig, processes
+
+    size = min(batch, records) * accumulate * processes().num_processes
+    steps = max(1, round(epochs * records / size))
+    return LoopConfig(
+        steps=steps,
+        warmup=max(1, round(0.03 * steps)),
+        lr=lr,
+        muon_lr=None,
+        checkpoint_every=max(1, min(100, steps // 10)),
+        accumulate=accumulate,
+        bf16=bf16,
+        seed=seed,
+    )
+
+
+def _states(
+    vlm: VisionLanguageModel,
+    policy: Policy,
+    records: list[Record],
+    batch: int,
+    layout: LayoutName,
+    title: str,
+) -> States:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    from safelens.train.clips import decoded_once
+    from safelens.train.states import collect_states
+    from safelens.video import ClipOptions, VideoReader
+
+    console = Console(stderr=True)
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    left_out: dict[str, str] = {}
+    with (
+        VideoReader(ClipOptions(max_side=_MAX_SIDE)) as reader,
+        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+    ):
+        task = progress.add_task(title, total=len(records))
+        found = collect_states(
+            vlm,
+            policy,
+            decoded_once(records, reader, batch, left_out),
+            layout=layout.value,
+            on_progress=lambda done: progress.advance(task, done),
+        )
+    _report(left_out)
+    return found
+
+
+def _report(left_out: dict[str, str]) -> None:
+    for name, reason in left_out.items():
+        typer.echo(f"{name}: left out: {reason}", err=True)
+    if left_out:
+        typer.echo(f"{len(left_out)} records left out: their videos cannot be read", err=True)
+
+
+def _done(path: Path, left_out: dict[str, str]) -> None:
+    _report(left_out)
+    typer.echo(str(path))
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(BAD_USAGE)
