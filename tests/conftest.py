@@ -197,6 +197,47 @@ def guard_file(vlm, clips, policy, tokenizer_dir) -> Path:
     return tokenizer_dir.parent / "domain.safetensors"
 
 
+@pytest.fixture(scope="session")
+def chat_server():
+    """Address of an OpenAI-compatible server, a process of its own; see chat_server.py."""
+    import subprocess
+    import sys
+
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).parent / "chat_server.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+    process.stdin.close()
+    process.wait(timeout=10)
+
+
+@pytest.fixture(scope="session")
+def scored_records(tmp_path_factory, policy) -> Path:
+    """A file of SafeWorld records with true captions and made-up scores, a third of them wrong."""
+    import random
+
+    from safelens.data.records import read_records, write_records
+    from safelens.safeworld.writer import write_dataset
+
+    folder = tmp_path_factory.mktemp("scored")
+    write_dataset(folder, clips=12, seed=4, noise=0.3, with_twins=True)
+    records = []
+    for record in read_records(folder / "records.jsonl"):
+        rng = random.Random(record.id)
+        weights = {label: rng.random() for label in policy.labels}
+        if rng.random() < 0.67:
+            weights[(record.true_labels or ("safe",))[0]] += rng.choice([2, 9])
+        total = sum(weights.values())
+        scores = {label: round(weight / total, 4) for label, weight in weights.items()}
+        records.append(record.model_copy(update={"scores": scores}))
+    write_records(folder / "kept.jsonl", records)
+    return folder / "kept.jsonl"
+
+
 BUNDLE = {
     "name": "small",
     "version": "1",

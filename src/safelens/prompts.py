@@ -50,6 +50,10 @@ class ParseError(ValueError):
     """A model's text that holds no readable answer; never to be taken for a safe one."""
 
 
+class CategoryError(ParseError):
+    """An answer whose categories are not the policy's: one is unknown, repeated or missing."""
+
+
 @dataclass(frozen=True)
 class Response:
     """What a model answered.
@@ -190,8 +194,8 @@ def parse_response(policy: Policy, text: str) -> Response:
 
     Raises:
         ParseError: When no line begins with a GUARDRAIL object, one is unreadable or cut off, two
-            disagree, or one has a category that is unknown, repeated, missing beside a false one
-            or not a boolean.
+            disagree, or one has a category that is not a boolean, or (`CategoryError`) that is
+            unknown, repeated or missing beside a false one.
     """
     flags: dict[str, bool] | None = None
     answered = False
@@ -256,7 +260,7 @@ def _read_object(text: str, start: int) -> tuple[dict[str, bool], int]:
         if value not in ("true", "True", "false", "False"):
             raise ParseError(f"expected true or false for {name!r}, found: {_clip(text[at:])}")
         if name in named:
-            raise ParseError(f"category {name!r} twice in one GUARDRAIL; expected it once")
+            raise CategoryError(f"category {name!r} twice in one GUARDRAIL; expected it once")
         named[name] = value in ("true", "True")
         at = _space(text, at + len(value))
         if text.startswith(",", at):
@@ -282,14 +286,14 @@ def _complete(policy: Policy, named: Mapping[str, bool]) -> dict[str, bool]:
             category_id = by_name.get(name_key(numbered.group(1)))
         if category_id is None:
             names = [category.name for category in policy.categories]
-            raise ParseError(f"unknown category {name!r}; expected one of {names}")
+            raise CategoryError(f"unknown category {name!r}; expected one of {names}")
         if category_id in found:
-            raise ParseError(f"category {name!r} twice in one GUARDRAIL; expected it once")
+            raise CategoryError(f"category {name!r} twice in one GUARDRAIL; expected it once")
         found[category_id] = value
     missing = [c.name for c in policy.categories if c.id not in found]
     # Something false is listed, so this is no list of the flagged ones: the rest is unknown.
     if missing and not all(found.values()):
-        raise ParseError(f"GUARDRAIL says nothing of {missing}; expected every category")
+        raise CategoryError(f"GUARDRAIL says nothing of {missing}; expected every category")
     return {category.id: found.get(category.id, False) for category in policy.categories}
 
 

@@ -1,4 +1,4 @@
-"""`safelens curate`: influence of training samples on a validation set, and the filter on it.
+"""`safelens curate`: influence of training samples on a validation set, the filter on it, traces.
 
 Knows the arguments and what is printed. The steps of Algorithm 1 are the matter of `safelens.curate`.
 """
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from safelens.cli._traces import traces
+
 if TYPE_CHECKING:
     from safelens.curate.passes import InfluenceStore
     from safelens.curate.scores import Scored
@@ -24,8 +26,10 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    help="Algorithm 1: find training samples that harm, and leave them out.",
+    help="Algorithm 1: leave out training samples that harm, and give the rest reasoning traces.",
 )
+
+app.command()(traces)
 
 BAD_USAGE = 2
 INTERRUPTED = 130

@@ -1,0 +1,262 @@
+"""`safelens curate traces`: the arguments, the progress and the count at the end.
+
+Knows what is printed. What is done is the matter of `safelens.curate.traces`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from safelens.curate.trace_client import ChatClient
+    from safelens.curate.trace_generator import TraceGenerator
+    from safelens.curate.traces import Summary
+    from safelens.policy import Policy
+
+    _Writer = tuple[TraceGenerator, ChatClient | None, dict[str, Any]]
+
+LOST, BAD_USAGE, INTERRUPTED = 1, 2, 130
+
+
+class Generator(StrEnum):
+    """Who writes the traces."""
+
+    rules = "rules"
+    openai = "openai"
+
+
+def traces(
+    data: Annotated[
+        Path,
+        typer.Argument(help="Records (JSON Lines) with captions and scores.", metavar="RECORDS"),
+    ],
+    out: Annotated[Path, typer.Option(help="File to write; an interrupted run goes on.")],
+    generator: Annotated[
+        Generator,
+        typer.Option(
+            help="rules: from the truth of SafeWorld's records, offline. openai: a model behind an "
+            "OpenAI-compatible endpoint."
+        ),
+    ],
+    base_url: Annotated[
+        str | None, typer.Option(help="Of the endpoint, such as http://localhost:8000/v1.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="As the endpoint names it.")] = None,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Environment variable that holds the API key."),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 16,
+    timeout: Annotated[float, typer.Option(min=1.0, help="Seconds for one answer.")] = 300.0,
+    max_attempts: Annotated[
+        int,
+        typer.Option(min=1, help="Texts asked for per record, each told what was wrong before."),
+    ] = 4,
+    retry_rejected: Annotated[
+        bool, typer.Option("--retry-rejected", help="Try again what earlier runs rejected.")
+    ] = False,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Answers are kept here and never asked for twice.",
+            show_default="OUT.cache",
+        ),
+    ] = None,
+    price_in: Annotated[
+        float | None, typer.Option(min=0.0, help="Of a million prompt tokens.")
+    ] = None,
+    price_out: Annotated[
+        float | None, typer.Option(min=0.0, help="Of a million completion tokens.")
+    ] = None,
+    policy: Annotated[str, typer.Option(help="Policy file or name.")] = "default",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the count as one line of JSON.")
+    ] = False,
+) -> None:
+    """Rewrite each record's response as a reasoning trace over captions and scores.
+
+    Every trace is checked (form, categories, label kept, captions or scores referred to, length, no
+    leak). What fails is told to the generator and tried again; what never passes goes to
+    OUT.rejected.jsonl with its reasons. Given again, the command skips what is finished. Exit code 0;
+    1: records were rejected, left out or failed, or a file cannot be written; 2: wrong use, or the
+    endpoint refuses; 130: interrupted.
+    """
+    from safelens.curate.line_log import LogError
+    from safelens.curate.trace_generator import EndpointStop
+    from safelens.curate.traces import TraceRun, rebased
+    from safelens.data.records import RecordError, iter_records
+    from safelens.policy import Policy, PolicyError
+
+    if (price_in is None) != (price_out is None):
+        _fail("--price-in and --price-out go together: give both or neither")
+    if out.resolve() == data.resolve():
+        _fail(f"--out {out} is the input; name another file")
+    try:
+        used = Policy.load(policy)
+        total = sum(1 for _ in iter_records(data))  # all is read before anything is paid for
+        if generator is Generator.rules:
+            writer, client, settings = _rules(used)
+        else:
+            folder = cache or out.with_name(f"{out.name}.cache")
+            writer, client, settings = _model(
+                used, base_url, model, _key(api_key_env), folder, concurrency, timeout
+            )
+        run = TraceRun(
+            out,
+            used,
+            writer,
+            settings=settings,
+            max_attempts=max_attempts,
+            concurrency=concurrency,
+            retry_rejected=retry_rejected,
+        )
+    except (PolicyError, RecordError, EndpointStop, LogError) as error:
+        _fail(str(error))
+
+    code = 0
+    try:
+        with _progress(total) as (say, on_done):
+            records = (rebased(record, data, out) for record in iter_records(data))
+            run.run(records, say=say, on_done=on_done)
+        code = 0 if run.summary.complete else LOST
+    except EndpointStop as error:
+        code = BAD_USAGE
+        typer.echo(f"error: {error}", err=True)
+    except (LogError, OSError) as error:
+        code = LOST
+        typer.echo(f"error: {error}", err=True)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+        typer.echo("stopped; what is written is whole: give the same command again", err=True)
+    cost = None if client is None else client.report.summary(price_in, price_out)
+    _report(run.summary, total, cost, out, as_json=as_json)
+    if code:
+        raise typer.Exit(code)
+
+
+def _rules(policy: Policy) -> _Writer:
+    from safelens.curate.trace_rules import RuleGenerator
+
+    return RuleGenerator(policy), None, {"generator": "rules"}
+
+
+def _model(
+    policy: Policy,
+    base_url: str | None,
+    model: str | None,
+    key: str | None,
+    cache: Path,
+    concurrency: int,
+    timeout: float,
+) -> _Writer:
+    from safelens.curate.trace_prompt import EndpointGenerator
+
+    try:
+        from safelens.curate.answer_cache import AnswerCache
+        from safelens.curate.trace_client import ChatClient
+    except ImportError:
+        _fail("--generator openai needs httpx2: pip install 'safelens[curate]'")
+    if not base_url or not model:
+        _fail("--generator openai needs --base-url and --model")
+    client = ChatClient(
+        base_url,
+        model,
+        cache=AnswerCache(cache),
+        api_key=key,
+        concurrency=concurrency,
+        timeout_s=timeout,
+    )
+    settings = {"generator": "openai", "base_url": client.base_url, "model": model}
+    return EndpointGenerator(client, policy), client, settings
+
+
+def _key(name: str | None) -> str | None:
+    if name is None:
+        return None
+    key = os.environ.get(name, "").strip()
+    if not key:
+        _fail(f"--api-key-env {name}: this environment variable is not set")
+    return key
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
+    """A bar with an estimate where there is a terminal; messages go above it."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True, soft_wrap=True)
+    columns = (
+        TextColumn("traces"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("traces", total=total)
+
+        def say(message: str) -> None:
+            console.print(message, markup=False, highlight=False)
+
+        yield say, lambda: bar.advance(task)
+
+
+def _report(
+    summary: Summary, total: int, cost: dict[str, Any] | None, out: Path, *, as_json: bool
+) -> None:
+    left_out = sum(summary.left_out.values())
+    if as_json:
+        counts = {
+            "out": str(out),
+            "records": total,
+            "written": summary.written,
+            "written_earlier": summary.earlier,
+            "rejected": summary.rejected,
+            "rejected_earlier": summary.rejected_earlier,
+            "rejected_by_rule": dict(summary.rules),
+            "left_out": left_out,
+            "left_out_by_reason": dict(summary.left_out),
+            "failed": summary.failed,
+        }
+        typer.echo(json.dumps(counts | ({} if cost is None else {"cost": cost})))
+        return
+    typer.echo(f"{summary.written} traces written, {summary.earlier} there before: {out}")
+    rules = ", ".join(f"{rule} {count}" for rule, count in summary.rules.most_common())
+    earlier = summary.rejected_earlier
+    typer.echo(
+        f"{summary.rejected} rejected{f' ({rules})' if rules else ''}"
+        + (f", {earlier} before (--retry-rejected tries them again)" if earlier else "")
+    )
+    typer.echo(f"{left_out} left out, {summary.failed} without an answer from the endpoint")
+    for reason, count in summary.left_out.most_common():
+        typer.echo(f"  {count}: {reason}")
+    if cost is not None:
+        price = f", {cost['cost']:.4f} in all" if "cost" in cost else ""
+        typer.echo(
+            f"{cost['requests']} requests ({cost['retries']} retries), {cost['cache_hits']} from the "
+            f"cache, {cost['prompt_tokens']} + {cost['completion_tokens']} tokens"
+            f"{price}, {cost['seconds']:.0f} s"
+        )
+        if cost["unmetered"]:
+            typer.echo(f"  {cost['unmetered']} answers came without a count of their tokens")
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(BAD_USAGE)

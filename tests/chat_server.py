@@ -1,0 +1,136 @@
+"""An OpenAI-compatible server for tests, a process of its own; prints its port, then serves.
+
+The first part of the path says how it behaves, so that one server plays all parts:
+`http://127.0.0.1:PORT/BEHAVIOUR/v1/chat/completions`. `GET /BEHAVIOUR` gives what it counted.
+"""
+
+import hashlib
+import json
+import sys
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+COUNTS: Counter[str] = Counter()
+SEEN: Counter[str] = Counter()
+MOST: Counter[str] = Counter()
+LOCK = threading.Lock()
+
+
+def good(messages):
+    """What a good generator writes, from the last line that the prompt asks for."""
+    guardrail = messages[1]["content"].rsplit("\n", 1)[1]
+    return (
+        "DESCRIPTION: Some people are seen in a place.\n"
+        "EXPLANATION: Frame-0 and Frame-1 show what decides, and the scores are weighed with it.\n"
+        f"{guardrail}"
+    )
+
+
+def lie(messages):
+    text = good(messages)
+    return text.replace(": true", ": false") if ": true" in text else text.replace("false", "true")
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        name = self.path.strip("/")
+        with LOCK:
+            counts = {"requests": COUNTS[name], "at_once": MOST[name]}
+        self.reply(200, json.dumps(counts).encode())
+
+    def do_POST(self):
+        name = self.path.split("/")[1]
+        raw = self.rfile.read(int(self.headers["Content-Length"]))
+        body = json.loads(raw)
+        key = f"{name}/{hashlib.sha256(raw).hexdigest()}"
+        with LOCK:
+            COUNTS[name] += 1
+            COUNTS[f"now/{name}"] += 1
+            MOST[name] = max(MOST[name], COUNTS[f"now/{name}"])
+            SEEN[key] += 1
+            first = SEEN[key] == 1
+        try:
+            self.behave(name, body, first)
+        finally:
+            with LOCK:
+                COUNTS[f"now/{name}"] -= 1
+
+    def behave(self, name, body, first):
+        messages = body["messages"]
+        kind = name.split("-")[0]
+        if kind == "busy" and first:
+            self.reply(429, b'{"error": "slow down"}', {"Retry-After": "1"})
+        elif kind == "flaky" and first:
+            self.reply(500, b"oops")
+        elif kind == "hang" and first:
+            time.sleep(30)
+            self.close_connection = True
+        elif kind == "drop" and first:
+            self.close_connection = True
+        elif kind == "half" and first:
+            self.send_response(200)
+            self.send_header("Content-Length", "5000")
+            self.end_headers()
+            self.wfile.write(b'{"choices": [')
+            self.close_connection = True
+        elif kind == "garbage" and first:
+            self.reply(200, b'{"choices": [{"mess')
+        elif kind == "empty":
+            self.reply(200, b'{"choices": []}')
+        elif kind == "refuse":
+            said = {"error": f"no such key: {self.headers.get('Authorization')}"}
+            self.reply(401, json.dumps(said).encode())
+        elif kind == "absent":
+            self.reply(404, b'{"error": "model not found"}')
+        elif kind == "strict":
+            self.reply(400, b'{"error": "maximum context length is 4 tokens"}')
+        elif kind == "long" and "TOO LONG" in messages[1]["content"]:
+            time.sleep(0.3)
+            self.reply(400, b'{"error": "maximum context length is 4096 tokens"}')
+        elif kind == "liar" or (kind == "corrected" and len(messages) == 2):
+            self.answer(lie(messages))
+        elif kind == "thinks":
+            self.answer(f"{lie(messages)}\n</think>\n\n{good(messages)}")
+        elif kind == "unmetered":
+            self.answer(good(messages), usage={"prompt_tokens": "many"})
+        elif kind == "odd":
+            self.answer(good(messages).replace("people", "peo\ud800ple"))
+        else:
+            if kind == "slow":
+                time.sleep(0.1)
+            self.answer(good(messages))
+
+    def answer(self, text, usage=None):
+        message = {"role": "assistant", "content": text}
+        value = {
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": usage or {"prompt_tokens": 1000, "completion_tokens": 50},
+        }
+        self.reply(200, json.dumps(value).encode())
+
+    def reply(self, status, data, headers=None):
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # 5 by default: more connections at once are reset
+
+
+if __name__ == "__main__":
+    server = Server(("127.0.0.1", 0), Handler)
+    print(server.server_port, flush=True)
+    threading.Thread(target=lambda: (sys.stdin.read(), server.shutdown()), daemon=True).start()
+    server.serve_forever()
