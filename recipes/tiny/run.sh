@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train the embedded bundle from nothing, on CPU: some hours on two cores (see the card for its history).
+# Train the embedded bundle from nothing, on CPU: about an hour and a half on two cores (see the card).
 # Run it in the project's environment (. .venv/bin/activate). It can be interrupted and run again: training
 # and captions go on from where they were, finished drawings are kept, the short stages start over.
 set -euo pipefail

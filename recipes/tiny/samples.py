@@ -22,7 +22,7 @@ WANTED = {
 }
 
 
-HARD = 9
+HARD = 14
 """A scene of violence/fighting in which the embedded bundle's S1 is unsure: strike, then fall. Its safe
 twin shows the same poses in another order: fall, then help."""
 
