@@ -1,6 +1,7 @@
 """Fixtures that several test files use: small real models with random weights, clips, a bundle."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,6 +13,9 @@ from safelens import prompts
 from safelens.policy import Policy
 from safelens.verdict import Caption
 from safelens.video import Clip
+
+# A shell starts background jobs with Ctrl-C ignored, and children inherit that; some tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

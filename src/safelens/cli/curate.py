@@ -310,12 +310,11 @@ def _scores(run: Path, policy: Policy) -> tuple[list[InfluenceStore], Scored]:
 
 
 def _line(found: Scored, row: int, score: Any, policy: Policy) -> dict[str, Any]:
-    averages, by_class = found.averages[score], found.by_class[score][row]
+    averages = found.averages[score]
     usable = found.errors[row] is None
     return {
         "id": found.ids[row],
         "label": policy.labels[int(found.labels[row])],
-        "suggested": policy.labels[int(by_class.nan_to_num(-1e30).argmax())] if usable else None,
         "own": float(averages.own[row]) if usable else None,
         "all": float(averages.all[row]) if usable else None,
         "loss": float(found.losses[row]) if usable else None,
@@ -362,7 +361,6 @@ def _gallery(
                     Shown(
                         line["id"],
                         line["label"],
-                        line["suggested"],
                         line["own"],
                         line["all"],
                         kept[row],

@@ -27,7 +27,6 @@ class Shown:
     Attributes:
         id: Of the sample.
         label: The class it is labelled as.
-        suggested: The class whose validation samples it agrees with most.
         own: Mean influence on its own class.
         all: Mean influence on the whole validation set.
         kept: Whether the filter keeps it.
@@ -36,7 +35,6 @@ class Shown:
 
     id: str
     label: str
-    suggested: str
     own: float
     all: float
     kept: bool

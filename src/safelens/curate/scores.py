@@ -26,7 +26,6 @@ class Scored:
         labels: Class indices, shape (N,).
         errors: Why a sample gave no gradient; None where it did.
         losses: Mean cross-entropy of the answer, shape (N,).
-        by_class: For each score the mean influence on the other set's samples of each class, (N, C).
         averages: For each score what the filter rules read.
     """
 
@@ -34,7 +33,6 @@ class Scored:
     labels: Tensor
     errors: list[str | None]
     losses: Tensor
-    by_class: dict[Score, Tensor]
     averages: dict[Score, Averages]
 
     @property
@@ -190,4 +188,4 @@ def _means(vectors: Tensor, labels: Tensor, classes: int) -> ClassMeans:
 
 def _scored(rows: _Rows, by_class: dict[Score, Tensor], counts: Tensor) -> Scored:
     found = {score: averages(values, rows.labels, counts) for score, values in by_class.items()}
-    return Scored(rows.ids, rows.labels, rows.errors, rows.losses, by_class, found)
+    return Scored(rows.ids, rows.labels, rows.errors, rows.losses, found)
