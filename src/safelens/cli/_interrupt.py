@@ -39,6 +39,11 @@ class Interrupt:
         if not self._held:
             raise KeyboardInterrupt
 
+    def check(self) -> None:
+        """Raise a Ctrl-C that got lost: Python drops what is raised in a weak reference's callback."""
+        if self._asked:
+            raise KeyboardInterrupt
+
     @contextmanager
     def whole(self) -> Iterator[None]:
         """Hold Ctrl-C back until the end of the block; it is raised there."""
@@ -47,5 +52,4 @@ class Interrupt:
             yield
         finally:
             self._held = False
-        if self._asked:
-            raise KeyboardInterrupt
+        self.check()

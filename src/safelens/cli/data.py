@@ -335,6 +335,8 @@ def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         TimeRemainingColumn,
     )
 
+    from safelens.cli._interrupt import Interrupt
+
     messages = Console(stderr=True)
     columns = (
         TextColumn(what),
@@ -344,9 +346,15 @@ def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         TextColumn("left:"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=messages, disable=not messages.is_terminal) as bar:
+    hidden = not messages.is_terminal
+    with Interrupt() as interrupt, Progress(*columns, console=messages, disable=hidden) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, completed=done)
+
+        def show(done: int) -> None:
+            bar.update(task, completed=done)
+            interrupt.check()
+
+        yield show
 
 
 def _fail(message: str, code: int) -> NoReturn:
