@@ -40,7 +40,7 @@ class Interrupt:
             raise KeyboardInterrupt
 
     def check(self) -> None:
-        """Raise a Ctrl-C that got lost: Python drops what is raised in a weak reference's callback."""
+        """Raise a Ctrl-C that is held back."""
         if self._asked:
             raise KeyboardInterrupt
 

@@ -347,7 +347,12 @@ def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         TimeRemainingColumn(),
     )
     hidden = not messages.is_terminal
-    with Interrupt() as interrupt, Progress(*columns, console=messages, disable=hidden) as bar:
+    # Ctrl-C waits for the video at hand: raised anywhere, it may fall into a callback that drops it.
+    with (
+        Interrupt() as interrupt,
+        interrupt.whole(),
+        Progress(*columns, console=messages, disable=hidden) as bar,
+    ):
         task = bar.add_task(what, total=total)
 
         def show(done: int) -> None:
