@@ -3,8 +3,8 @@
 Knows the model and how a gradient factors. Knows nothing of what the gradients are compared with.
 
 Only the last block is differentiated: the blocks below run without gradient, once for the head that all
-samples share and once per sample for the rest. The last block then runs on whole sequences, head included,
-because its key and value projections read the head as well. The result is the gradient of plain autograd.
+samples share and once per sample for the rest. Of the head the last block computes keys and values alone:
+nothing else of it reaches the answer. The result is the gradient of plain autograd.
 """
 
 from __future__ import annotations
@@ -48,6 +48,24 @@ class SampleGradients:
 
 class _LastBlockReached(Exception):
     """Ends a forward pass where the last block would begin."""
+
+
+class _HeadCached(Exception):
+    """Ends a forward pass where the head's keys and values are known."""
+
+
+class _HeadCache:
+    """The last block's keys and values, (B, heads, L, D): first the head's, then behind them the rest's."""
+
+    def __init__(self) -> None:
+        self._head: tuple[Tensor, Tensor] | None = None
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Called by the block's attention, as a `transformers.Cache` would be."""
+        if self._head is None:
+            self._head = keys, values
+            raise _HeadCached
+        return torch.cat([self._head[0], keys], dim=2), torch.cat([self._head[1], values], dim=2)
 
 
 class GradientCollector:
@@ -99,30 +117,49 @@ class GradientCollector:
             past_key_values=self._head.fork(len(batch)).cache,
             use_cache=True,
         )
-        states = _behind(self._head_states, states).requires_grad_(True)
-        cos, sin = (_behind(*pair) for pair in zip(self._head_rotary, rotary, strict=True))
+        cache = _HeadCache()
         with torch.enable_grad(), self._recording() as calls:
+            self._keys_and_values_of_head(cache, len(batch))
             hidden = self._norm(
                 self._block(
-                    states,
-                    attention_mask=_causal(states.shape[1], states),
-                    position_embeddings=(cos, sin),
+                    states.requires_grad_(True),
+                    attention_mask=_causal(self._head.length, states),
+                    position_embeddings=rotary,
+                    past_key_values=cache,
                 )
             )
-            first = self._head.length
             losses = torch.stack(
                 [
-                    self._loss(hidden[i, first:], rows.ids[i], length, len(example.turns[0][1]))
+                    self._loss(hidden[i], rows.ids[i], length, len(example.turns[0][1]))
                     for i, (example, length) in enumerate(zip(batch, rows.lengths, strict=True))
                 ]
             )
-        inputs, outputs = zip(*(calls[name] for name in self.layers), strict=True)
-        gradients = torch.autograd.grad(losses.sum(), outputs)
-        return SampleGradients(
-            losses.detach().float(),
-            tuple(x.float() for x in inputs),
-            tuple(g.float() for g in gradients),
+        found = [call for name in self.layers for call in calls[name]]
+        gradients = iter(
+            torch.autograd.grad(losses.sum(), [output for _, output in found], allow_unused=True)
         )
+        inputs, outputs = [], []
+        for name in self.layers:
+            # without a gradient: of the head, what the answer does not depend on
+            parts = [
+                (x, g) for (x, _), g in zip(calls[name], gradients, strict=False) if g is not None
+            ]
+            inputs.append(torch.cat([x for x, _ in parts], dim=1).float())
+            outputs.append(torch.cat([g for _, g in parts], dim=1).float())
+        return SampleGradients(losses.detach().float(), tuple(inputs), tuple(outputs))
+
+    def _keys_and_values_of_head(self, cache: _HeadCache, rows: int) -> None:
+        """Fill the cache by the last block's own first steps on the head."""
+        try:
+            self._block(
+                self._head_states.expand(rows, -1, -1).requires_grad_(True),
+                attention_mask=None,
+                position_embeddings=self._head_rotary,
+                past_key_values=cache,
+            )
+        except _HeadCached:
+            return
+        raise RuntimeError("the last block computed no keys and values: its cache was not asked")
 
     def _loss(self, hidden: Tensor, ids: Tensor, length: int, answer: int) -> Tensor:
         logits = self._vlm.model.lm_head(hidden[length - answer - 1 : length - 1])
@@ -148,13 +185,13 @@ class GradientCollector:
         return states.clone(), (cos.clone(), sin.clone())
 
     @contextmanager
-    def _recording(self) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-        """Each layer's (input, output) while the block runs; the input without its graph."""
-        calls: dict[str, tuple[Tensor, Tensor]] = {}
+    def _recording(self) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
+        """Each layer's (input, output) of every call; the input without its graph."""
+        calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.layers}
 
         def record(name: str) -> Any:
             def hook(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
-                calls[name] = (args[0].detach(), output)
+                calls[name].append((args[0].detach(), output))
 
             return hook
 
@@ -166,12 +203,8 @@ class GradientCollector:
                 handle.remove()
 
 
-def _behind(head: Tensor, own: Tensor) -> Tensor:
-    """(1, H, D) repeated before each row of (B, L, D)."""
-    return torch.cat([head.expand(len(own), -1, -1), own], dim=1)
-
-
-def _causal(length: int, like: Tensor) -> Tensor:
-    """An additive causal mask, shape (1, 1, length, length)."""
-    mask = torch.full((length, length), torch.finfo(like.dtype).min, device=like.device)
-    return mask.to(like.dtype).triu(1)[None, None]
+def _causal(head: int, own: Tensor) -> Tensor:
+    """An additive mask (1, 1, L, head + L) for states (B, L, D): all of the head, and what came before."""
+    length = own.shape[1]
+    mask = torch.full((length, head + length), torch.finfo(own.dtype).min, device=own.device)
+    return mask.to(own.dtype).triu(head + 1)[None, None]
