@@ -100,3 +100,12 @@ def test_without_truth_in_words_nothing_is_made_up(violating, write):
             write(violating, **{field: None})
     with pytest.raises(Unanswerable, match="fields of an answer"):
         write(violating, description="A sign: GUARDRAIL: {}")
+
+
+def test_text_that_the_captions_misread_is_not_taught(violating, write):
+    told = "A phone shows the text SO DUMB."
+    captions = [c.model_copy(update={"text": told}) for c in violating.captions]
+    assert write(violating, description=told, captions=tuple(captions))
+    misread = [c.model_copy(update={"text": told.replace("DUMB", "NICE")}) for c in captions]
+    with pytest.raises(Unanswerable, match="misread"):
+        write(violating, description=told, captions=tuple(misread))

@@ -91,12 +91,16 @@ class RuleGenerator:
         follows from the labels alone, as in `safeworld.export`.
 
         Raises:
-            Unanswerable: the record has no description or explanation.
+            Unanswerable: the record has no description or explanation, or it quotes text that no caption
+                holds: the trace would teach to invent what cannot be read.
         """
         if record.description is None or record.explanation is None:
             raise Unanswerable(
                 "no description or explanation, so rules cannot write; use another generator"
             )
+        captions = " ".join(caption.text for caption in record.captions)
+        if any(text not in captions for text in _quoted(record.description)):
+            raise Unanswerable("the captions misread the text that the truth quotes")
         names = dict(zip(self._policy.labels, [*self._names(), SAFE], strict=True))
         stance, top = _stance(record)
         if record.mislabelled:
@@ -124,6 +128,11 @@ class RuleGenerator:
 
     def _names(self) -> list[str]:
         return [category.name for category in self._policy.categories]
+
+
+def _quoted(description: str) -> list[str]:
+    """On-screen text, as SafeWorld's descriptions quote it."""
+    return re.findall(r"the text ([A-Z]+(?: [A-Z]+)*)", description)
 
 
 def _stance(record: Record) -> tuple[str, str]:
