@@ -85,7 +85,16 @@ def test_class_target(policy):
 def test_embedder_learns_and_resumes_through_all_its_tasks(fresh, policy, clips, tmp_path):
     data = labelled(fresh, clips[:2], [("abuse",), ()])
     config = LoopConfig(steps=10, warmup=1, lr=1e-3, muon_lr=None, checkpoint_every=5)
-    train_embedder(fresh, policy, lambda s: data, tmp_path, config, see=4, deliberate_every=4)
+    tasks = ("see",) * 4 + ("deliberate", "screen", "read", "screen", "read", "screen")
+    train_embedder(
+        fresh,
+        policy,
+        lambda s: data,
+        tmp_path,
+        config,
+        task_of=lambda number: tasks[number],
+        texts_at=lambda number: [(" RED BLUE", " RED BLUE"), (" A", " A")],
+    )
     rows = [json.loads(x) for x in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert "captions" in rows[0]
     assert "guardrail" not in rows[0]
@@ -93,6 +102,31 @@ def test_embedder_learns_and_resumes_through_all_its_tasks(fresh, policy, clips,
     assert "guardrail" in rows[5]
     assert rows[3]["captions"] < rows[0]["captions"]
     assert rows[9]["guardrail"] < rows[5]["guardrail"]
+    assert rows[8]["reading"] < rows[6]["reading"]
+
+
+def test_reading_is_scored_as_each_text_alone_would_be(fresh, policy, clips, tmp_path):
+    texts = [(" RED BLUE GREEN", " RED BLUE"), (" A", " A LONG ANSWER TO A SHORT PROMPT")]
+    turns = Turns(fresh, policy)
+    picked = []
+    for prompt, answer in texts:
+        head = torch.cat([turns.head_without_policy, fresh.ids(prompt + turns.layout.closing)])
+        wanted = fresh.ids(answer)
+        with torch.no_grad():
+            logits = fresh.model(input_ids=torch.cat([head, wanted])[None]).logits[0]
+        picked.append(F.cross_entropy(logits[len(head) - 1 : -1], wanted, reduction="none"))
+    config = LoopConfig(steps=1, warmup=1, lr=0.0, muon_lr=None)
+    train_embedder(
+        fresh,
+        policy,
+        lambda s: [],
+        tmp_path,
+        config,
+        task_of=lambda number: "read",
+        texts_at=lambda number: texts,
+    )
+    row = json.loads((tmp_path / "log.jsonl").read_text())
+    assert row["reading"] == pytest.approx(torch.cat(picked).mean().item(), abs=1e-3)
 
 
 def test_reasoner_trains_only_the_adapter_and_what_it_saves_is_what_runs(

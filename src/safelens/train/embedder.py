@@ -2,10 +2,11 @@
 
 Knows what is asked of the model at each turn. Knows nothing of where clips come from.
 
-A sequence is the paper's (policy, video, question, GUARDRAIL answer). Two things are added for models
+A sequence is the paper's (policy, video, question, GUARDRAIL answer). Three things are added for models
 that start from random weights: turns that ask for the caption of single frames, dense targets without
-which a small model does not begin to see; and an auxiliary head on the mean hidden state of the
-question, the states that the probe will read. The head is thrown away afterwards.
+which a small model does not begin to see; texts without a video, from which it learns cheaply what S2
+does with text, such as repeating what a caption quotes; and an auxiliary head on the mean hidden state
+of the question, the states that the probe will read. The head is thrown away afterwards.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -22,11 +24,16 @@ from safelens import prompts
 from safelens.policy import SAFE, Policy
 from safelens.screen import Layout, layout_of
 from safelens.train.loop import LoopConfig, fit
-from safelens.train.sequences import Example, Scored, teacher_forced
+from safelens.train.sequences import Example, Scored, answer_loss, teacher_forced
 from safelens.verdict import Caption
 from safelens.vlm import EncodedVideo, VisionLanguageModel
 
 DESCRIBE = "Describe the video at {:.1f} s."
+
+Task = Literal["screen", "see", "deliberate", "read"]
+"""What a batch trains: `screen`, the GUARDRAIL answer under the policy; `see`, captions of two frames a
+clip, without the policy: short and cheap; `deliberate`, the reasoned answer on half of the clips; `read`,
+answers to texts without a video."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +123,8 @@ def train_embedder(
     out: Path,
     config: LoopConfig,
     *,
-    see: int = 0,
-    deliberate_every: int = 0,
+    task_of: Callable[[int], Task] = lambda number: "screen",
+    texts_at: Callable[[int], list[tuple[str, str]]] | None = None,
     auxiliary: float = 0.5,
     layout: Layout = "policy_first",
 ) -> None:
@@ -129,8 +136,8 @@ def train_embedder(
         batch_at: number to batch; the same batch for the same number.
         out: directory for checkpoint and log.
         config: see :class:`LoopConfig`.
-        see: first batches that only ask for captions of frames, without the policy: short and cheap.
-        deliberate_every: of the batches after, each n-th trains the reasoned answer; 0 for none.
+        task_of: number of a batch to what it trains.
+        texts_at: number of a batch to prompts and answers, for batches that train `read`.
         auxiliary: weight of the auxiliary head's loss; 0 leaves the head out.
         layout: order of the prompt.
     """
@@ -141,6 +148,18 @@ def train_embedder(
     module.to(vlm.device)
     module.class_head.requires_grad_(auxiliary > 0)
 
+    def with_classes(
+        found: dict[str, torch.Tensor],
+        clips: list[LabelledClip],
+        examples: list[Example],
+        scored: Scored,
+        cut: int,
+    ) -> dict[str, torch.Tensor]:
+        if not auxiliary:
+            return found
+        named = _classes(module, policy, clips, examples, scored, cut=cut)
+        return found | {"loss": found["loss"] + auxiliary * named["classes"]} | named
+
     def seeing(step: int, clips: list[LabelledClip]) -> dict[str, torch.Tensor]:
         examples = []
         for clip, (one, two) in zip(clips, _two_frames(clips, step), strict=True):
@@ -148,9 +167,8 @@ def train_embedder(
             pair = (turns.caption(first, first=True), turns.caption(second, first=False))
             examples.append(Example(clip.video, pair))
         scored = teacher_forced(vlm, turns.head_without_policy, examples)
-        named = _classes(module, policy, clips, examples, scored, cut=0)
         captions = (scored.losses[0] + scored.losses[1]) / 2
-        return {"loss": captions + auxiliary * named["classes"], "captions": captions} | named
+        return with_classes({"loss": captions, "captions": captions}, clips, examples, scored, 0)
 
     def screening(step: int, clips: list[LabelledClip]) -> dict[str, torch.Tensor]:
         answers = [turns.screening(clip.labels) for clip in clips]
@@ -168,10 +186,7 @@ def train_embedder(
         found = {"loss": scored.losses[0], "guardrail": scored.losses[0]}
         if captioned:
             found |= {"loss": found["loss"] + 0.5 * scored.losses[1], "captions": scored.losses[1]}
-        if auxiliary:
-            named = _classes(module, policy, clips, examples, scored, cut=len(turns.closing))
-            found |= {"loss": found["loss"] + auxiliary * named["classes"]} | named
-        return found
+        return with_classes(found, clips, examples, scored, len(turns.closing))
 
     def deliberating(step: int, clips: list[LabelledClip]) -> dict[str, torch.Tensor]:
         examples = [
@@ -180,15 +195,23 @@ def train_embedder(
         loss = teacher_forced(vlm, turns.head_without_policy, examples).losses[0]
         return {"loss": loss, "deliberation": loss}
 
-    def loss_of_step(step: int) -> dict[str, torch.Tensor]:
-        clips = batch_at(step)
-        if step < see:
-            return seeing(step, clips)
-        if deliberate_every and step % deliberate_every == 0:
-            return deliberating(step, clips[: max(1, len(clips) // 2)])
-        return screening(step, clips)
+    def reading(step: int) -> dict[str, torch.Tensor]:
+        assert texts_at is not None
+        loss = _text_loss(turns, texts_at(step))
+        return {"loss": loss, "reading": loss}
 
-    fit(module, loss_of_step, config, out, title="embedder")
+    def loss_of_batch(number: int) -> dict[str, torch.Tensor]:
+        task = task_of(number)
+        if task == "read":
+            return reading(number)
+        clips = batch_at(number)
+        if task == "see":
+            return seeing(number, clips)
+        if task == "deliberate":
+            return deliberating(number, clips[: max(1, len(clips) // 2)])
+        return screening(number, clips)
+
+    fit(module, loss_of_batch, config, out, title="embedder")
 
 
 def _classes(
@@ -211,6 +234,27 @@ def _classes(
     logits = module.class_head(pooled)
     right = target.gather(1, logits.argmax(1, keepdim=True)) > 0
     return {"classes": F.cross_entropy(logits, target), "accuracy": right.float().mean()}
+
+
+def _text_loss(turns: Turns, texts: Sequence[tuple[str, str]]) -> torch.Tensor:
+    """Mean cross-entropy of answers to prompts without policy or video; an answer need not end there."""
+    vlm = turns.vlm
+    closing = turns.layout.closing
+    pairs = [
+        (torch.cat([turns.head_without_policy, vlm.ids(prompt + closing)]), vlm.ids(answer))
+        for prompt, answer in texts
+    ]
+    ids = torch.nn.utils.rnn.pad_sequence(
+        [torch.cat(pair) for pair in pairs],
+        batch_first=True,
+        padding_value=vlm.tokenizer.pad_token_id,
+    ).to(vlm.device)
+    positions = torch.arange(ids.shape[1], device=vlm.device).view(1, 1, -1)
+    hidden = vlm.model.model(
+        input_ids=ids, position_ids=positions.expand(3, len(ids), -1)
+    ).last_hidden_state
+    spans = [(len(prompt), len(prompt) + len(answer)) for prompt, answer in pairs]
+    return answer_loss(vlm, hidden, ids, spans)
 
 
 def _two_frames(clips: Sequence[LabelledClip], step: int) -> list[tuple[int, int]]:
