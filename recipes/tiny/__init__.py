@@ -1,1 +1,1 @@
-"""The embedded bundle, from nothing: see run.sh."""
+"""The embedded bundle, from nothing: `python -m recipes.tiny`."""

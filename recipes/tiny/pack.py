@@ -1,13 +1,10 @@
-"""Stage: put the trained parts into a bundle.
-
-python -m recipes.tiny.pack WORK OUT
-"""
+"""Puts the trained parts into a bundle."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from recipes.tiny.data import LARGE
@@ -21,35 +18,36 @@ KNOWS = (
 TAU = 0.9
 
 
-def main() -> None:
-    """Copy, then write settings and digests."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("work", type=Path)
-    parser.add_argument("out", type=Path)
-    args = parser.parse_args()
-    card = args.out / "card.md"
+def pack(parts: Mapping[str, Path], out: Path) -> None:
+    """Copy, then write settings and digests; the card stays.
+
+    Args:
+        parts: Folders of the stages embedder, captioner, fast and reasoner.
+        out: The bundle, replaced.
+    """
+    card = out / "card.md"
     kept = card.read_text() if card.exists() else "# tiny\n"
-    shutil.rmtree(args.out, ignore_errors=True)
+    shutil.rmtree(out, ignore_errors=True)
     for name, part in (
-        ("model", "embedder/model"),
-        ("captioner", "captioner/model"),
-        ("deliberate", "reasoner/adapter"),
-        ("probe", "probe"),
+        ("model", parts["embedder"] / "model"),
+        ("captioner", parts["captioner"] / "model"),
+        ("deliberate", parts["reasoner"] / "adapter"),
+        ("probe", parts["fast"] / "probe"),
     ):
-        shutil.copytree(args.work / part, args.out / name)
-    (args.out / "deliberate" / "README.md").unlink(missing_ok=True)
-    adapter = args.out / "deliberate" / "adapter_config.json"
+        shutil.copytree(part, out / name)
+    (out / "deliberate" / "README.md").unlink(missing_ok=True)
+    adapter = out / "deliberate" / "adapter_config.json"
     # peft notes where the base model lay on the machine that trained it
     adapter.write_text(
         json.dumps(json.loads(adapter.read_text()) | {"base_model_name_or_path": None}, indent=2)
     )
-    shutil.copy(args.work / "domain.safetensors", args.out)
-    for part in args.out.rglob("*"):
+    shutil.copy(parts["fast"] / "domain.safetensors", out)
+    for part in out.rglob("*"):
         part.chmod(0o755 if part.is_dir() else 0o644)
-    (args.out / "policy.yaml").write_text(policy().to_yaml())
+    (out / "policy.yaml").write_text(policy().to_yaml())
     card.write_text(kept)
     digest = write_bundle(
-        args.out,
+        out,
         {
             "name": "tiny",
             "version": "1",
@@ -73,9 +71,5 @@ def main() -> None:
             },
         },
     )
-    size = sum(p.stat().st_size for p in args.out.rglob("*") if p.is_file())
-    print(f"{args.out}: {size / 1e6:.1f} MB, {digest}")
-
-
-if __name__ == "__main__":
-    main()
+    size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
+    print(f"{out}: {size / 1e6:.1f} MB, {digest}")

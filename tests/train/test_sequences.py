@@ -85,7 +85,7 @@ def test_class_target(policy):
 def test_embedder_learns_and_resumes_through_all_its_tasks(fresh, policy, clips, tmp_path):
     data = labelled(fresh, clips[:2], [("abuse",), ()])
     config = LoopConfig(steps=10, warmup=1, lr=1e-3, muon_lr=None, checkpoint_every=5)
-    tasks = ("see",) * 4 + ("deliberate", "screen", "read", "screen", "read", "screen")
+    tasks = ("see",) * 4 + ("deliberate", "screen", "read", "describe", "read", "screen")
     train_embedder(
         fresh,
         policy,
@@ -102,6 +102,7 @@ def test_embedder_learns_and_resumes_through_all_its_tasks(fresh, policy, clips,
     assert "guardrail" in rows[5]
     assert rows[3]["captions"] < rows[0]["captions"]
     assert rows[9]["guardrail"] < rows[5]["guardrail"]
+    assert "description" in rows[7]
     assert rows[8]["reading"] < rows[6]["reading"]
 
 

@@ -29,11 +29,12 @@ from safelens.verdict import Caption
 from safelens.vlm import EncodedVideo, VisionLanguageModel
 
 DESCRIBE = "Describe the video at {:.1f} s."
+DESCRIBE_ALL = "Describe the video."
 
-Task = Literal["screen", "see", "deliberate", "read"]
-"""What a batch trains: `screen`, the GUARDRAIL answer under the policy; `see`, captions of two frames a
-clip, without the policy: short and cheap; `deliberate`, the reasoned answer on half of the clips; `read`,
-answers to texts without a video."""
+Task = Literal["screen", "see", "describe", "deliberate", "read"]
+"""What a batch trains: `screen`, the GUARDRAIL answer under the policy; `see` and `describe`, captions of
+two frames a clip or its description, without the policy: short and cheap; `deliberate`, the reasoned
+answer on half of the clips; `read`, answers to texts without a video."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,12 @@ class Turns:
         opening = "" if first else "\n" + self.vlm.layout("").head
         prompt = self.vlm.ids(opening + chat.tail + chat.closing)
         return prompt, torch.cat([self.vlm.ids(caption.text), self._end])
+
+    def description(self, clip: LabelledClip) -> tuple[torch.Tensor, torch.Tensor]:
+        """A turn right after the video that asks what is seen in all of it."""
+        chat = self.vlm.layout(DESCRIBE_ALL)
+        prompt = self.vlm.ids(chat.tail + chat.closing)
+        return prompt, torch.cat([self.vlm.ids(clip.description), self._end])
 
     def deliberation(
         self,
@@ -170,6 +177,11 @@ def train_embedder(
         captions = (scored.losses[0] + scored.losses[1]) / 2
         return with_classes({"loss": captions, "captions": captions}, clips, examples, scored, 0)
 
+    def describing(clips: list[LabelledClip]) -> dict[str, torch.Tensor]:
+        examples = [Example(clip.video, (turns.description(clip),)) for clip in clips]
+        loss = teacher_forced(vlm, turns.head_without_policy, examples).losses[0]
+        return {"loss": loss, "description": loss}
+
     def screening(step: int, clips: list[LabelledClip]) -> dict[str, torch.Tensor]:
         answers = [turns.screening(clip.labels) for clip in clips]
         examples = [Example(c.video, (a,)) for c, a in zip(clips, answers, strict=True)]
@@ -207,6 +219,8 @@ def train_embedder(
         clips = batch_at(number)
         if task == "see":
             return seeing(number, clips)
+        if task == "describe":
+            return describing(clips)
         if task == "deliberate":
             return deliberating(number, clips[: max(1, len(clips) // 2)])
         return screening(number, clips)

@@ -1,0 +1,1 @@
+"""Side-by-side measurements and reports; results are in reports/."""

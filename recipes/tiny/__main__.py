@@ -1,0 +1,104 @@
+"""Trains the embedded bundle from nothing, by Algorithm 1 from noisy labels; on CPU.
+
+    python -m recipes.tiny [--work out/tiny] [--bundle src/safelens/bundles/tiny] [--until STAGE]
+
+It can be interrupted and run again: finished stages are not repeated, training goes on from its last
+checkpoint. Afterwards `python -m recipes.tiny.check` measures the bundle.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from recipes.stages import Stage, in_order, run
+from recipes.tiny import captioner, curation, data, embedder, fast, reasoner
+from recipes.tiny.pack import pack
+from recipes.tiny.parts import SEED
+
+TRAIN = Stage("train", data.draw, {"clips": 16_000, "seed": SEED})
+HELD = Stage("held", data.draw, {"clips": 3_200, "seed": 773})
+VAL = Stage("val", data.draw, {"clips": 1_000, "seed": 772})
+TOKENIZER = Stage(
+    "tokenizer", embedder.learn_tokenizer, {"clips": 4_000, "vocab_size": 2048}, (TRAIN,)
+)
+CAPTIONER = Stage(
+    "captioner",
+    captioner.train,
+    {"steps": 2200, "shifted_steps": 800, "batch": 64, "lr": 1.5e-3, "muon_lr": 0.02},
+    (TRAIN, TOKENIZER),
+)
+SEEING = Stage(
+    "seeing",
+    embedder.learn_to_see,
+    {"steps": 960, "batch": 32, "lr": 1.5e-3, "muon_lr": 0.02, "seed": SEED},
+    (TRAIN, TOKENIZER),
+)
+BASE = Stage(
+    "base",
+    embedder.learn_to_tell,
+    {"steps": 400, "batch": 32, "lr": 1e-3, "muon_lr": 0.015, "seed": SEED + 1},
+    (TRAIN, SEEING),
+)
+LABELS = Stage(
+    "labels",
+    curation.draw_labels,
+    {"clips": 8_000, "noise": 0.25, "kind": "confusion", "seed": SEED},
+    (TRAIN, HELD),
+)
+NOISY = Stage(
+    "noisy",
+    embedder.learn_labels,
+    {"steps": 250, "batch": 32, "lr": 1e-3, "muon_lr": 0.015, "seed": 1, "deliberate": False},
+    (TRAIN, LABELS, BASE),
+)
+INFLUENCE = Stage(
+    "influence",
+    curation.find_influence,
+    {"rank": 16, "seed": 0, "batch": 16},
+    (TRAIN, HELD, VAL, LABELS, NOISY),
+)
+FILTER = Stage("filter", curation.filter_labels, {"score": "whitened"}, (LABELS, INFLUENCE))
+EMBEDDER = Stage(
+    "embedder",
+    embedder.learn_labels,
+    {"steps": 600, "batch": 32, "lr": 1e-3, "muon_lr": 0.015, "seed": 2, "deliberate": True},
+    (TRAIN, FILTER, BASE),
+)
+FAST = Stage(
+    "fast",
+    fast.fit,
+    {"folds": 5, "steps": 1500, "lr": 1e-3, "patience": 20, "false_refusal_rate": 0.01},
+    (HELD, VAL, FILTER, EMBEDDER),
+)
+CAPTIONS = Stage("captions", curation.caption, {"batch": 8}, (HELD, FILTER, CAPTIONER))
+TRACES = Stage("traces", curation.write_traces, {}, (FAST, CAPTIONS))
+REASONER = Stage(
+    "reasoner",
+    reasoner.train,
+    {"steps": 600, "batch": 16, "lr": 3e-3, "rank": 32, "alpha": 64, "boolean_weight": 1.0},
+    (HELD, EMBEDDER, TRACES),
+)
+"""The last stage: the adapter that continues S1's cache."""
+
+
+def main() -> None:
+    """Run the stages, then pack."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, default=Path("out/tiny"))
+    parser.add_argument("--bundle", type=Path, default=Path("src/safelens/bundles/tiny"))
+    stages = {stage.name: stage for stage in in_order(REASONER)}
+    parser.add_argument("--until", choices=stages, help="stop after this stage and pack nothing")
+    args = parser.parse_args()
+    if args.until:
+        run(stages[args.until], root=args.work)
+        return
+    run(REASONER, root=args.work)
+    parts = (EMBEDDER, CAPTIONER, FAST, REASONER)
+    pack({stage.name: stage.folder(args.work) for stage in parts}, args.bundle)
+
+
+if __name__ == "__main__":
+    main()
