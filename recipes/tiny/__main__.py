@@ -46,10 +46,12 @@ LABELS = Stage(
     {"clips": 8_000, "noise": 0.25, "kind": "confusion", "seed": SEED},
     (TRAIN, HELD),
 )
+LEARNING = {"batch": 32, "lr": 1e-3, "muon_lr": 0.015, "warmup": 20, "boolean_weight": 0.5}
+"""How labels are learned, be they wrong or kept by the filter."""
 NOISY = Stage(
     "noisy",
     embedder.learn_labels,
-    {"steps": 250, "batch": 32, "lr": 1e-3, "muon_lr": 0.015, "seed": 1, "deliberate": False},
+    LEARNING | {"see": 150, "steps": 380, "seed": 1, "deliberate": False},
     (TRAIN, LABELS, BASE),
 )
 INFLUENCE = Stage(
@@ -62,7 +64,7 @@ FILTER = Stage("filter", curation.filter_labels, {"score": "whitened"}, (LABELS,
 EMBEDDER = Stage(
     "embedder",
     embedder.learn_labels,
-    {"steps": 600, "batch": 32, "lr": 1e-3, "muon_lr": 0.015, "seed": 2, "deliberate": True},
+    LEARNING | {"see": 200, "steps": 700, "seed": 2, "deliberate": True},
     (TRAIN, FILTER, BASE),
 )
 FAST = Stage(

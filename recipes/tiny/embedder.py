@@ -94,7 +94,9 @@ def learn_to_tell(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -
 def learn_labels(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
     """Stage: from the base to a model that answers under the policy, on labels as they are given.
 
-    With ``settings["deliberate"]`` every third batch trains the reasoned answer and every twelfth reading.
+    ``settings["see"]`` batches come first that show labels to the auxiliary head alone: cheap, without the
+    policy. With ``settings["deliberate"]`` every third batch after them trains the reasoned answer and
+    every twelfth reading.
     """
     vlm = load_vlm(needs["base"])
     records = [r for r in labelled_records(needs) if r.video.startswith("train/")]
@@ -105,11 +107,13 @@ def learn_labels(out: Path, settings: dict[str, Any], needs: dict[str, Path]) ->
         return [deliberated(rng, policy(), told, most=6) for _ in range(settings["batch"])]
 
     def task_of(number: int) -> Task:
+        if number < settings["see"]:
+            return "see"
         if settings["deliberate"] and number % 3 == 0:
             return "deliberate"
         return "read" if settings["deliberate"] and number % 12 == 7 else "screen"
 
-    _train(vlm, records, out, settings, needs, task_of, texts_at, auxiliary=0.5)
+    _train(vlm, records, out, settings, needs, task_of, texts_at, auxiliary=1.0)
 
 
 def labelled_records(needs: dict[str, Path]) -> list[Record]:
@@ -149,6 +153,7 @@ def _train(
             task_of=task_of,
             texts_at=texts_at,
             auxiliary=auxiliary,
+            boolean_weight=settings.get("boolean_weight", 0.0),
         )
     finally:
         batches.close()

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from safelens import prompts
 from safelens.policy import SAFE, Policy
+from safelens.prompts import FALSE, TRUE
 from safelens.screen import Layout, layout_of
 from safelens.train.loop import LoopConfig, fit
 from safelens.train.sequences import Example, Scored, answer_loss, teacher_forced
@@ -108,6 +109,11 @@ class Turns:
         return prompt, torch.cat([self.vlm.ids(answer), self._end])
 
 
+def true_and_false(vlm: VisionLanguageModel) -> torch.Tensor:
+    """First token ids of an answer's booleans, shape (2,)."""
+    return torch.tensor([int(vlm.ids(flag)[0]) for flag in (TRUE, FALSE)], device=vlm.device)
+
+
 class _WithHead(nn.Module):
     def __init__(self, model: nn.Module, width: int, classes: int) -> None:
         super().__init__()
@@ -133,6 +139,7 @@ def train_embedder(
     task_of: Callable[[int], Task] = lambda number: "screen",
     texts_at: Callable[[int], list[tuple[str, str]]] | None = None,
     auxiliary: float = 0.5,
+    boolean_weight: float = 0.0,
     layout: Layout = "policy_first",
 ) -> None:
     """Train the weights of ``vlm`` that require a gradient, in place.
@@ -146,9 +153,12 @@ def train_embedder(
         task_of: number of a batch to what it trains.
         texts_at: number of a batch to prompts and answers, for batches that train `read`.
         auxiliary: weight of the auxiliary head's loss; 0 leaves the head out.
+        boolean_weight: in batches that train `screen`, of an added loss on the answer's booleans alone: a
+            few tokens of an answer that is otherwise always the same.
         layout: order of the prompt.
     """
     turns = Turns(vlm, policy, layout)
+    flags = true_and_false(vlm)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         module = _WithHead(vlm.model, vlm.hidden_size, len(policy.labels))
@@ -196,6 +206,10 @@ def train_embedder(
             ]
         scored = teacher_forced(vlm, turns.head, examples)
         found = {"loss": scored.losses[0], "guardrail": scored.losses[0]}
+        if boolean_weight:
+            spans = [row[0] for row in scored.answers]
+            booleans = answer_loss(vlm, scored.hidden, scored.ids, spans, only=flags)
+            found |= {"loss": found["loss"] + boolean_weight * booleans, "booleans": booleans}
         if captioned:
             found |= {"loss": found["loss"] + 0.5 * scored.losses[1], "captions": scored.losses[1]}
         return with_classes(found, clips, examples, scored, len(turns.closing))
@@ -240,8 +254,8 @@ def _classes(
     """The auxiliary loss on the mean state of the first prompt, less its last ``cut`` tokens."""
     pooled = torch.stack(
         [
-            scored.hidden[i, at - len(example.turns[0][0]) : at - cut].mean(0)
-            for i, (at, example) in enumerate(zip(scored.first_answers, examples, strict=True))
+            scored.hidden[i, spans[0][0] - len(example.turns[0][0]) : spans[0][0] - cut].mean(0)
+            for i, (spans, example) in enumerate(zip(scored.answers, examples, strict=True))
         ]
     )
     target = torch.stack([class_target(policy, c.labels) for c in clips]).to(pooled.device)

@@ -15,9 +15,8 @@ import torch
 
 from safelens.deliberate import ADAPTER
 from safelens.policy import Policy
-from safelens.prompts import FALSE, TRUE
 from safelens.screen import Layout
-from safelens.train.embedder import LabelledClip, Turns
+from safelens.train.embedder import LabelledClip, Turns, true_and_false
 from safelens.train.loop import LoopConfig, fit, processes
 from safelens.train.sequences import Example, answer_loss, teacher_forced
 from safelens.verdict import Caption
@@ -98,7 +97,7 @@ def train_reasoner(
     turns = Turns(vlm, policy, layout)
     head = vlm.prefill_text(turns.layout.head)
     add_adapter(vlm, rank, alpha, seed=config.seed)
-    flags = torch.tensor([int(vlm.ids(flag)[0]) for flag in (TRUE, FALSE)], device=vlm.device)
+    flags = true_and_false(vlm)
 
     def loss_of_batch(number: int) -> dict[str, torch.Tensor]:
         batch = batch_at(number)

@@ -38,12 +38,14 @@ class Scored:
     Attributes:
         losses: mean cross-entropy over the answer tokens of the batch, one a turn.
         hidden: last hidden states, shape (B, L, D).
-        first_answers: index of each row's first answer token.
+        ids: token ids, shape (B, L).
+        answers: where each row's answers begin and end, one pair a turn.
     """
 
     losses: list[torch.Tensor]
     hidden: torch.Tensor
-    first_answers: list[int]
+    ids: torch.Tensor
+    answers: list[list[tuple[int, int]]]
 
 
 def teacher_forced(
@@ -85,7 +87,7 @@ def teacher_forced(
         answer_loss(vlm, hidden, rows.ids, [row[turn] for row in spans])
         for turn in range(len(batch[0].turns))
     ]
-    return Scored(losses, hidden, [row[0][0] for row in spans])
+    return Scored(losses, hidden, rows.ids, spans)
 
 
 def answer_loss(
