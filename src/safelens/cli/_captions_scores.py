@@ -59,6 +59,7 @@ def captions(
     1: videos could not be read, or the file cannot be written; 2: wrong use; 130: interrupted: give
     the same command again to go on.
     """
+    from safelens.bundle import ClipSettings
     from safelens.captioner import Captioner, CaptionerError
     from safelens.cli._inputs import read_data, warn_left_out
     from safelens.curate.line_log import LineLog, LogError, claim
@@ -76,6 +77,7 @@ def captions(
         "captioner": files_digest(captioner),
         "max_new_tokens": max_new_tokens,
         "replace": replace,
+        "clip": ClipSettings().model_dump(),
     }
     log = LineLog(out)
     try:
@@ -298,10 +300,10 @@ def _check_classes(records: list[Record], policy: Policy, parts: int) -> None:
                 "mean nothing",
                 err=True,
             )
-        elif count < parts:
+        elif count < parts or count - math.ceil(count / parts) < 2:
             fail(
-                f"class {label!r} has {count} records, and {parts} parts need one each: ask for fewer "
-                "folds, add records, or leave the class out"
+                f"class {label!r} has {count} records: {parts} parts need one each, and each probe "
+                "two to train on; ask for fewer folds, add records, or leave the class out"
             )
 
 

@@ -126,11 +126,11 @@ def collect(
 
 
 def report_left_out(left_out: dict[str, str]) -> None:
-    """Name the records whose videos gave nothing, and count them."""
+    """Name the records that were left out, and count them."""
     for name, reason in left_out.items():
         typer.echo(f"{name}: left out: {reason}", err=True)
     if left_out:
-        typer.echo(f"{len(left_out)} records left out: their videos cannot be read", err=True)
+        typer.echo(f"{len(left_out)} records left out", err=True)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
-"""`safelens curate`: influence of training samples on a validation set, the filter on it; more commands.
+"""`safelens curate`: influence of training samples on a validation set, and the filter on it.
 
-Knows the arguments and what is printed. The steps of Algorithm 1 are the matter of `safelens.curate`.
+Knows the arguments and what is printed. The steps of Algorithm 1 are the matter of `safelens.curate`; the
+other commands of the group are in `_captions_scores` and `_traces`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    help="Algorithm 1: leave out training samples that harm, and give the rest captions, scores and reasoning traces.",
+    help="Algorithm 1: leave out training samples that harm, and give the rest captions, scores and "
+    "reasoning traces.",
 )
 
 app.command()(captions)

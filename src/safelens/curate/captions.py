@@ -7,6 +7,7 @@ run goes on, is the caller's.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 
 from safelens.captioner import Captioner
 from safelens.data.records import Record
@@ -40,14 +41,14 @@ def captioned(
     """
     every = list(records)
     wanted = (record for record in every if replace or not record.captions)
-    clips = clips_ahead(wanted, reader)
-    for record in every:
-        if record.captions and not replace:
-            yield record, None
-            continue
-        _, clip = next(clips)
-        if isinstance(clip, VideoError):
-            yield record, clip.message
-        else:
-            captions = captioner.describe(clip, batch)
-            yield record.model_copy(update={"captions": captions}), None
+    with closing(clips_ahead(wanted, reader)) as clips:
+        for record in every:
+            if record.captions and not replace:
+                yield record, None
+                continue
+            _, clip = next(clips)
+            if isinstance(clip, VideoError):
+                yield record, clip.message
+            else:
+                captions = captioner.describe(clip, batch)
+                yield record.model_copy(update={"captions": captions}), None

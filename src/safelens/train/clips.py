@@ -7,7 +7,7 @@ losses.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -184,7 +184,7 @@ def decoded_once(
 
 def clips_ahead(
     records: Iterable[Record], reader: ClipReader, ahead: int = 8
-) -> Iterator[tuple[Record, Clip | VideoError]]:
+) -> Generator[tuple[Record, Clip | VideoError], None, None]:
     """Each record with its clip, or with why there is none; the next `ahead` decode meanwhile."""
 
     def read(path: str) -> Clip | VideoError:
