@@ -89,19 +89,14 @@ def captions(
     if done:
         typer.echo(f"{len(read.records) - len(todo)} records are in {out} already", err=True)
     kept = 0 if replace else sum(bool(record.captions) for record in todo)
-    lost, code = 0, 0
     try:
         lost = _write_captions(log, out, todo, eyes, batch, replace)
     except LogError as error:
-        typer.echo(f"error: {error}", err=True)
-        code = FAILED
+        fail(str(error), FAILED)
     except KeyboardInterrupt:
-        typer.echo("stopped; what is written is whole: give the same command again", err=True)
-        code = INTERRUPTED
+        fail("stopped; what is written is whole: give the same command again", INTERRUPTED)
     finally:
         log.close()
-    if code:
-        raise typer.Exit(code)
     typer.echo(f"{len(todo) - kept - lost} records captioned: {out}")
     if kept:
         typer.echo(f"{kept} had captions and are left as they are (--replace captions them anew)")
