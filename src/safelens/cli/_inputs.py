@@ -130,7 +130,9 @@ def report_left_out(left_out: dict[str, str]) -> None:
     for name, reason in left_out.items():
         typer.echo(f"{name}: left out: {reason}", err=True)
     if left_out:
-        typer.echo(f"{len(left_out)} records left out", err=True)
+        typer.echo(
+            f"{len(left_out)} records left out: their videos cannot be read or used", err=True
+        )
 
 
 @contextmanager
