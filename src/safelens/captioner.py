@@ -1,7 +1,7 @@
 """One frame in, one sentence out: Florence-2 as S2's eyes.
 
 Knows Florence-2's prompts and how to run it greedily over a batch of frames. Does not know where
-frames come from, when they were shown, or what is made of the sentences.
+frames come from, or what is made of the sentences.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safelens.verdict import Caption
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+    from safelens.video import Clip
 
 CAPTION_TASKS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
 """Florence-2's prompts whose answer is plain text, from short to long."""
@@ -149,6 +153,14 @@ class Captioner:
             for start in range(0, len(frames), batch_size):
                 captions.extend(self._caption_batch(frames[start : start + batch_size]))
         return captions
+
+    def describe(self, clip: Clip, batch_size: int = 8) -> tuple[Caption, ...]:
+        """One caption per frame of a clip, with its time (Algorithm 1, line 14)."""
+        texts = self.caption(clip.frames, batch_size)
+        return tuple(
+            Caption(time_s=float(time), text=text)
+            for time, text in zip(clip.timestamps, texts, strict=True)
+        )
 
     def _caption_batch(self, frames: np.ndarray) -> list[str]:
         import torch

@@ -301,16 +301,13 @@ class SafeLens:
             video, s1, decision, evidence=evidence, spent=spent, captions=captions, s2=s2
         )
 
-    def _captions(self, video: Decoded, clip: Clip) -> list[Caption]:
+    def _captions(self, video: Decoded, clip: Clip) -> tuple[Caption, ...]:
         if self.captioner is None:
-            return []
+            return ()
         began = time.perf_counter()
-        texts = self.captioner.caption(clip.frames)
+        captions = self.captioner.describe(clip)
         video.timing["caption"] = time.perf_counter() - began
-        return [
-            Caption(time_s=float(t), text=text)
-            for t, text in zip(clip.timestamps, texts, strict=True)
-        ]
+        return captions
 
     def _evidence(
         self, video: Decoded, clip: Clip, s1: Screened, decision: Decision

@@ -6,6 +6,7 @@ Knows directories, the model hub and its manners. Knows nothing of what is loade
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,25 @@ def loading(source: str | Path) -> Iterator[tuple[str, bool]]:
         raise ModelLoadError(
             f"cannot load {source}: {advice} [{type(cause).__name__}: {first}]"
         ) from error
+
+
+def files_digest(source: str | Path) -> str:
+    """SHA-256 of the files that a model is made of, alike for a directory and for the hub's copy of it.
+
+    Args:
+        source: a directory, or the hub id of a model that has been loaded, so that it is cached.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(str(source), local_files_only=True))
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".bin", ".json", ".jinja", ".txt", ".model"):
+            with file.open("rb") as opened:
+                digest.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _hub_error(name: str) -> Exception | None:

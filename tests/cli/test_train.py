@@ -90,6 +90,7 @@ def test_probe_and_guard_are_fitted_on_the_embedders_states(embedder, world, tmp
     assert "1 records left out" in done.stderr
     assert RollingAttentionProbe.load(tmp_path / "probe").config.input_dim == 64
     assert DomainGuard.load(tmp_path / "domain.safetensors") is not None
+    assert list((tmp_path / "states").glob("*.safetensors"))
 
 
 def test_captioner_trains_on_captions(world, captioner_dir, tmp_path):

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from safelens.cli._options import BAD_USAGE, FAILED, INTERRUPTED, PolicyName, fail
+from safelens.cli._progress import progress
 
 if TYPE_CHECKING:
     from safelens.curate.trace_client import ChatClient
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from safelens.policy import Policy
 
     _Writer = tuple[TraceGenerator, ChatClient | None, dict[str, Any]]
-
-LOST, BAD_USAGE, INTERRUPTED = 1, 2, 130
 
 
 class Generator(StrEnum):
@@ -77,7 +76,7 @@ def traces(
     price_out: Annotated[
         float | None, typer.Option(min=0.0, help="Of a million completion tokens.")
     ] = None,
-    policy: Annotated[str, typer.Option(help="Policy file or name.")] = "default",
+    policy: PolicyName = "default",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the count as one line of JSON.")
     ] = False,
@@ -97,9 +96,9 @@ def traces(
     from safelens.policy import Policy, PolicyError
 
     if (price_in is None) != (price_out is None):
-        _fail("--price-in and --price-out go together: give both or neither")
+        fail("--price-in and --price-out go together: give both or neither")
     if out.resolve() == data.resolve():
-        _fail(f"--out {out} is the input; name another file")
+        fail(f"--out {out} is the input; name another file")
     try:
         used = Policy.load(policy)
         total = sum(1 for _ in iter_records(data))  # all is read before anything is paid for
@@ -120,19 +119,19 @@ def traces(
             retry_rejected=retry_rejected,
         )
     except (PolicyError, RecordError, EndpointStop, LogError) as error:
-        _fail(str(error))
+        fail(str(error))
 
     code = 0
     try:
-        with _progress(total) as (say, on_done):
+        with progress("traces", total) as bar:
             records = (rebased(record, data, out) for record in iter_records(data))
-            run.run(records, say=say, on_done=on_done)
-        code = 0 if run.summary.complete else LOST
+            run.run(records, say=bar.say, on_done=bar.advance)
+        code = 0 if run.summary.complete else FAILED
     except EndpointStop as error:
         code = BAD_USAGE
         typer.echo(f"error: {error}", err=True)
     except (LogError, OSError) as error:
-        code = LOST
+        code = FAILED
         typer.echo(f"error: {error}", err=True)
     except KeyboardInterrupt:
         code = INTERRUPTED
@@ -164,9 +163,9 @@ def _model(
         from safelens.curate.answer_cache import AnswerCache
         from safelens.curate.trace_client import ChatClient
     except ImportError:
-        _fail("--generator openai needs httpx2: pip install 'safelens[curate]'")
+        fail("--generator openai needs httpx2: pip install 'safelens[curate]'")
     if not base_url or not model:
-        _fail("--generator openai needs --base-url and --model")
+        fail("--generator openai needs --base-url and --model")
     client = ChatClient(
         base_url,
         model,
@@ -184,37 +183,8 @@ def _key(name: str | None) -> str | None:
         return None
     key = os.environ.get(name, "").strip()
     if not key:
-        _fail(f"--api-key-env {name}: this environment variable is not set")
+        fail(f"--api-key-env {name}: this environment variable is not set")
     return key
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
-    """A bar with an estimate where there is a terminal; messages go above it."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True, soft_wrap=True)
-    columns = (
-        TextColumn("traces"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("traces", total=total)
-
-        def say(message: str) -> None:
-            console.print(message, markup=False, highlight=False)
-
-        yield say, lambda: bar.advance(task)
 
 
 def _report(
@@ -255,8 +225,3 @@ def _report(
         )
         if cost["unmetered"]:
             typer.echo(f"  {cost['unmetered']} answers came without a count of their tokens")
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(BAD_USAGE)

@@ -1,6 +1,7 @@
-"""`safelens curate`: influence of training samples on a validation set, the filter on it, traces.
+"""`safelens curate`: influence of training samples on a validation set, and the filter on it.
 
-Knows the arguments and what is printed. The steps of Algorithm 1 are the matter of `safelens.curate`.
+Knows the arguments and what is printed. The steps of Algorithm 1 are the matter of `safelens.curate`; the
+other commands of the group are in `_captions_scores` and `_traces`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,21 @@ from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from safelens.cli._captions_scores import captions, scores
+from safelens.cli._inputs import load_vlm, read_data, video_reader, warn_left_out
+from safelens.cli._options import (
+    INTERRUPTED,
+    Data,
+    FramePixels,
+    PolicyName,
+    VideosRoot,
+    fail,
+)
+from safelens.cli._progress import progress
 from safelens.cli._traces import traces
 
 if TYPE_CHECKING:
@@ -26,23 +38,15 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    help="Algorithm 1: leave out training samples that harm, and give the rest reasoning traces.",
+    help="Algorithm 1: leave out training samples that harm, and give the rest captions, scores and "
+    "reasoning traces.",
 )
 
+app.command()(captions)
+app.command()(scores)
 app.command()(traces)
 
-BAD_USAGE = 2
-INTERRUPTED = 130
 _RUN = "run.json"
-
-Data = Annotated[
-    Path,
-    typer.Argument(help="Data set of any form that `safelens data` reads."),
-]
-VideosRoot = Annotated[
-    Path | None, typer.Option("--videos-root", metavar="DIR", help="Where the videos are.")
-]
-PolicyName = Annotated[str, typer.Option("--policy", help="Policy file or name.")]
 
 
 class ScoreName(StrEnum):
@@ -73,9 +77,7 @@ def influence(
     ] = None,
     videos_root: VideosRoot = None,
     policy: PolicyName = "default",
-    frame_pixels: Annotated[
-        int, typer.Option(min=1, help="Pixels of a frame as the model sees it.")
-    ] = 448 * 448,
+    frame_pixels: FramePixels = 448 * 448,
     rank: Annotated[
         int, typer.Option(min=1, help="Of the projection: rank squared numbers a layer are kept.")
     ] = 16,
@@ -91,7 +93,7 @@ def influence(
     from safelens.curate.passes import CurationError
 
     if learning_rate and len(learning_rate) != len(model):
-        _fail(f"{len(learning_rate)} learning rates for {len(model)} models; expected one each")
+        fail(f"{len(learning_rate)} learning rates for {len(model)} models; expected one each")
     train, validation, used = _parts(data, val, videos_root, policy)
     about = {
         "policy": used.sha256,
@@ -107,10 +109,9 @@ def influence(
                 out / f"checkpoint-{number}", source, used, (train, validation), about, batch=batch
             )
     except CurationError as error:
-        _fail(str(error))
+        fail(str(error))
     except KeyboardInterrupt:
-        typer.echo("stopped; give the same command again to go on", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        fail("stopped; give the same command again to go on", INTERRUPTED)
     weights = learning_rate or [1.0] * len(model)
     (out / _RUN).write_text(json.dumps({"models": model, "weights": weights}) + "\n")
     _, scored = _scores(out, used)
@@ -162,9 +163,9 @@ def filter_(
         if matrix is not None:
             write_matrix(stores[0], matrix, score.value)
     except CurationError as error:
-        _fail(str(error))
+        fail(str(error))
     if found.ids != [record.id for record in train]:
-        _fail(f"{run} is of other training samples than {data}: run `safelens curate influence`")
+        fail(f"{run} is of other training samples than {data}: run `safelens curate influence`")
     averages = found.averages[score.value]
     kept, helps, harms = (
         rule(averages).tolist() for rule in (keep, helps_own_class, harms_everyone)
@@ -205,52 +206,25 @@ def _collect(
     batch: int,
 ) -> None:
     """Both passes of one checkpoint, by as many processes as were launched."""
-    import torch
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
     from safelens.curate.gradients import GradientCollector
     from safelens.curate.passes import Collection, InfluenceStore, Share
     from safelens.curate.projection import FactoredProjection
     from safelens.curate.samples import RecordSamples
     from safelens.train.embedder import Turns
     from safelens.train.loop import processes
-    from safelens.video import ClipOptions, VideoReader
-    from safelens.vlm import VisionLanguageModel
-    from safelens.vlm_loading import ModelLoadError
 
     state = processes()
-    try:
-        vlm = VisionLanguageModel.load(
-            source, device=state.device, dtype=torch.float32, frame_pixels=about["frame_pixels"]
-        )
-    except ModelLoadError as error:
-        _fail(str(error))
+    vlm = load_vlm(source, about["frame_pixels"])
     turns = Turns(vlm, policy)
     collector = GradientCollector(vlm, turns.layout.head)
     share = Share(state.process_index, state.num_processes)
     with state.main_process_first():
         store = InfluenceStore(folder, about | {"model": source, "processes": share.of})
     train, val = parts
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    hidden = not console.is_terminal or not state.is_main_process
     with (
-        VideoReader(ClipOptions(max_side=448)) as reader,
-        Progress(*columns, console=console, disable=hidden) as progress,
+        video_reader() as reader,
+        progress("validation", -(-len(val) // share.of), hidden=not state.is_main_process) as bar,
     ):
-        task = progress.add_task("validation", total=-(-len(val) // share.of))
         work = Collection(
             collector,
             FactoredProjection(collector.layers, about["rank"], about["seed"]),
@@ -258,12 +232,12 @@ def _collect(
             len(policy.labels),
             share,
             batch,
-            lambda done: progress.advance(task, done),
+            bar.advance,
         )
         work.validation_pass(RecordSamples(val, turns, reader))
         state.wait_for_everyone()
         means = work.validation_means()
-        progress.reset(task, description="training", total=-(-len(train) // share.of))
+        bar.begin("training", -(-len(train) // share.of))
         work.training_pass(RecordSamples(train, turns, reader), means)
     state.wait_for_everyone()
 
@@ -272,23 +246,14 @@ def _parts(
     data: Path, val: Path | None, videos_root: Path | None, policy: str
 ) -> tuple[list[Record], list[Record], Policy]:
     """Training and validation records that speak of every category, and the policy."""
-    from safelens.data.read import read_dataset
-    from safelens.policy import Policy, PolicyError
-
-    try:
-        used = Policy.load(policy)
-        read = read_dataset(data, used, videos_root=videos_root)
-        other = read if val is None else read_dataset(val, used, videos_root=videos_root)
-    except (PolicyError, ValueError) as error:
-        _fail(str(error))
+    read, used = read_data(data, videos_root, policy)
+    other = read if val is None else read_data(val, videos_root, policy)[0]
     train = [r for r in read.records if r.split in ("train", None) and not r.undecided]
     held = [r for r in other.records if (val is not None or r.split == "val") and not r.undecided]
-    left_out = read.left_out + sum(r.undecided for r in read.records)
-    if left_out:
-        typer.echo(f"{left_out} entries left out; `safelens data check` says why", err=True)
+    warn_left_out(read.left_out + sum(r.undecided for r in read.records))
     missing = sorted({r.label for r in train} - {r.label for r in held})
     if not train or missing:
-        _fail(
+        fail(
             "no training records"
             if not train
             else f"no validation record of {', '.join(missing)}: influence on a class without one is "
@@ -383,8 +348,3 @@ def _digest(records: Sequence[Record]) -> str:
 
 def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(BAD_USAGE)

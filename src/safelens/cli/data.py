@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from safelens.cli._options import FAILED, INTERRUPTED, PolicyName, VideosRoot, fail
+from safelens.cli._progress import progress
+
 if TYPE_CHECKING:
     from safelens.data.read import Dataset
-    from safelens.data.records import Record
     from safelens.data.stats import Stats
     from safelens.policy import Policy
 
@@ -31,10 +33,6 @@ app = typer.Typer(
     "folders with labels.csv.",
 )
 
-FOUND = 1
-BAD_USAGE = 2
-INTERRUPTED = 130
-
 Paths = Annotated[
     list[Path],
     typer.Argument(
@@ -43,16 +41,6 @@ Paths = Annotated[
         "JSON Lines; swift JSON Lines; a folder with labels.csv. Several are read as one data set.",
     ),
 ]
-VideosRoot = Annotated[
-    Path | None,
-    typer.Option(
-        "--videos-root",
-        metavar="DIR",
-        help="Where the videos are. A path that leads nowhere is looked for by its ending there.",
-        show_default="beside each file",
-    ),
-]
-PolicyName = Annotated[str, typer.Option("--policy", help="Policy file or name.")]
 Meanings = Annotated[
     list[str] | None,
     typer.Option(
@@ -100,14 +88,14 @@ def check(
     checker = Checker(data.records, used, near_duplicates=near_duplicates)
     began, total, interrupted = time.perf_counter(), len(checker.videos), False
     try:
-        with _progress("looking", total) as show:
+        with _watched("looking", total) as show:
             checker.look(show)
     except KeyboardInterrupt:
         interrupted = True
     try:
         problems = [*data.problems, *checker.problems()]
     except KeyboardInterrupt:
-        _fail("stopped while the videos were compared", INTERRUPTED)
+        fail("stopped while the videos were compared", INTERRUPTED)
     looked = len(checker.seen)
     if as_json:
         print_json(
@@ -128,7 +116,7 @@ def check(
         typer.echo(f"stopped after {looked} of {total} videos; the rest is unchecked", err=True)
         raise typer.Exit(INTERRUPTED)
     if problems:
-        raise typer.Exit(FOUND)
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -159,16 +147,16 @@ def convert(
     from safelens.data.records import write_records
 
     if any(path.exists() and out.exists() and path.samefile(out) for path in paths):
-        _fail(f"--out {out} is one of the files to read; name another", BAD_USAGE)
+        fail(f"--out {out} is one of the files to read; name another")
     if out.is_dir():
-        _fail(f"--out {out} is a folder; expected the name of a file", BAD_USAGE)
+        fail(f"--out {out} is a folder; expected the name of a file")
     data, _ = _read(paths, videos_root, policy, meanings, split, source)
     missing = sum(not os.path.exists(record.video) for record in data.records)
     if data.records:
         try:
-            write_records(out, (_beside(record, out) for record in data.records))
+            write_records(out, (record.beside(out) for record in data.records))
         except OSError as error:
-            _fail(f"cannot write {out}: {error.strerror or error}", FOUND)
+            fail(f"cannot write {out}: {error.strerror or error}", FAILED)
     if as_json:
         print_json(
             data.problems,
@@ -190,7 +178,7 @@ def convert(
         if data.records:
             typer.echo(f"records: {out}")
     if not data.records:
-        _fail("no record could be read, so nothing was written", FOUND)
+        fail("no record could be read, so nothing was written", FAILED)
 
 
 @app.command()
@@ -212,7 +200,7 @@ def stats(
     from safelens.data.stats import count
 
     if sheet is not None and sheet.suffix.lower() != ".png":
-        _fail(f"--sheet {sheet}: expected a name that ends in .png", BAD_USAGE)
+        fail(f"--sheet {sheet}: expected a name that ends in .png")
     data, used = _read(paths, videos_root, policy, meanings)
     counted = count(data.records, used)
     if as_json:
@@ -231,12 +219,12 @@ def _write_sheet(sheet: Path, data: Dataset, policy: Policy, as_json: bool) -> N
 
     rows = choose(data.records, policy)
     try:
-        with _progress("drawing", sum(map(len, rows.values()))) as show:
+        with _watched("drawing", sum(map(len, rows.values()))) as show:
             unread = write_samples(sheet, rows, show)
     except KeyboardInterrupt:
-        _fail(f"stopped before {sheet} was complete; it was not written", INTERRUPTED)
+        fail(f"stopped before {sheet} was complete; it was not written", INTERRUPTED)
     except OSError as error:
-        _fail(f"cannot write {sheet}: {error.strerror or error}", FOUND)
+        fail(f"cannot write {sheet}: {error.strerror or error}", FAILED)
     bad = f"; {unread} samples could not be read" if unread else ""
     typer.echo(f"samples: {sheet}{bad}", err=as_json)
 
@@ -292,9 +280,9 @@ def _read(
     for text in meanings or []:
         name, equals, target = text.rpartition("=")
         if not (equals and name and target) or names.setdefault(name, target) != target:
-            _fail(f"--map {text}: expected NAME=ID, each name once", BAD_USAGE)
+            fail(f"--map {text}: expected NAME=ID, each name once")
     if videos_root is not None and not videos_root.is_dir():
-        _fail(f"--videos-root {videos_root}: no such folder", BAD_USAGE)
+        fail(f"--videos-root {videos_root}: no such folder")
     try:
         used = Policy.load(policy)
         data = read_dataset(
@@ -306,62 +294,24 @@ def _read(
             names=names,
         )
     except PolicyError as error:
-        _fail(str(error), BAD_USAGE)
+        fail(str(error))
     except ValueError as error:  # DataError among them
-        _fail(str(error), BAD_USAGE)
+        fail(str(error))
     except KeyboardInterrupt:
-        _fail("stopped while reading", INTERRUPTED)
+        fail("stopped while reading", INTERRUPTED)
     return data, used
 
 
-def _beside(record: Record, out: Path) -> Record:
-    """The record as a file of records holds it: videos below the file's folder by relative path."""
-    folder = os.path.abspath(out.parent)
-    if os.path.commonpath([folder, record.video]) != folder:
-        return record
-    return record.model_copy(update={"video": os.path.relpath(record.video, folder)})
-
-
 @contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def _watched(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar with an estimate on a terminal, nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
     from safelens.cli._interrupt import Interrupt
 
-    messages = Console(stderr=True)
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-    )
-    hidden = not messages.is_terminal
     # Ctrl-C waits for the video at hand: raised anywhere, it may fall into a callback that drops it.
-    with (
-        Interrupt() as interrupt,
-        interrupt.whole(),
-        Progress(*columns, console=messages, disable=hidden) as bar,
-    ):
-        task = bar.add_task(what, total=total)
+    with Interrupt() as interrupt, interrupt.whole(), progress(what, total) as bar:
 
         def show(done: int) -> None:
-            bar.update(task, completed=done)
+            bar.at(done)
             interrupt.check()
 
         yield show
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(message if code == INTERRUPTED else f"error: {message}", err=True)
-    raise typer.Exit(code) from None

@@ -10,15 +10,16 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from safelens.cli._interrupt import Interrupt
 from safelens.cli._log import VerdictLog, log_key
+from safelens.cli._options import FAILED, INTERRUPTED, LayoutName, fail
 from safelens.cli._paths import UsageError, expand
+from safelens.cli._progress import progress
 from safelens.cli._table import Row, print_table
 
 if TYPE_CHECKING:
@@ -28,17 +29,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
-BAD_USAGE = 2
-SOME_ERRORS = 1
-INTERRUPTED = 130
 _MAX_NOTES = 20
-
-
-class Order(StrEnum):
-    """Order of the prompt's parts."""
-
-    policy_first = "policy_first"
-    video_first = "video_first"
 
 
 @app.command()
@@ -78,7 +69,7 @@ def moderate(
         typer.Option(metavar="ID_OR_DIR", help="With --model: a Florence-2 that captions for S2."),
     ] = None,
     layout: Annotated[
-        Order | None,
+        LayoutName | None,
         typer.Option(help="With --model: order of the prompt.", show_default="policy_first"),
     ] = None,
     device: Annotated[
@@ -127,19 +118,14 @@ def moderate(
                 log.check(lens.provenance)
             raise typer.Exit(run.go(lens, report))
     except UsageError as error:
-        _fail(str(error), BAD_USAGE)
+        fail(str(error))
     except KeyboardInterrupt:
-        _fail("stopped before the first video", INTERRUPTED)
+        fail("stopped before the first video", INTERRUPTED)
     except BrokenPipeError:
         raise
     except OSError as error:
         hint = "" if out is None else f"; {out} holds what was done, and --resume continues it"
-        _fail(f"cannot write: {error}{hint}", SOME_ERRORS)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"error: {message}" if code != INTERRUPTED else message, err=True)
-    raise typer.Exit(code) from None
+        fail(f"cannot write: {error}{hint}", FAILED)
 
 
 def _check_options(given: dict[str, object]) -> None:
@@ -164,7 +150,7 @@ def _load(
     tau: float | None,
     model: str | None,
     captioner: str | None,
-    layout: Order | None,
+    layout: LayoutName | None,
     device: str | None,
 ) -> SafeLens:
     """Build the system.
@@ -201,7 +187,7 @@ def _load(
             captioner=captioner,
             policy=policy or "default",
             tau=tau,
-            layout=(layout or Order.policy_first).value,
+            layout=(layout or LayoutName.policy_first).value,
             device=device,
         )
     except (BundleError, ModelLoadError, CaptionerError, PolicyError) as error:
@@ -271,45 +257,20 @@ class Run:
             )
             typer.echo(f"stopped after {tally.videos} of {len(self.files)} videos; {how}", err=True)
             return INTERRUPTED
-        return SOME_ERRORS if tally.outcomes["error"] else 0
+        return FAILED if tally.outcomes["error"] else 0
 
     def _moderate(
         self, lens: SafeLens, files: list[str], tally: Tally, page: ReportWriter | None
     ) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        messages = Console(stderr=True)
-        columns = (
-            TextColumn("moderating"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left:"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        # A bar among lines of JSON on one terminal would tear both; and rich would move what is
-        # printed to stdout over to the bar's stream.
-        hide = not messages.is_terminal or (self.as_json and sys.stdout.isatty())
-        progress = Progress(
-            *columns, console=messages, disable=hide, redirect_stdout=False, redirect_stderr=False
-        )
-        with Interrupt() as interrupt, progress as bar:
-            task = bar.add_task("moderating", total=len(files), note="")
+        # A bar among lines of JSON on one terminal would tear both.
+        hidden = self.as_json and sys.stdout.isatty()
+        with Interrupt() as interrupt, progress("moderating", len(files), hidden=hidden) as bar:
             for moderation in lens.moderate_many(files):
                 with interrupt.whole():
                     self._take(moderation, tally, page)
                 counts = tally.outcomes
-                note = ", ".join(f"{counts[k]} {k}" for k in ("flagged", "error") if counts[k])
-                bar.update(task, advance=1, note=note)
+                bar.note(", ".join(f"{counts[k]} {k}" for k in ("flagged", "error") if counts[k]))
+                bar.advance()
 
     def _take(self, moderation: Moderation, tally: Tally, page: ReportWriter | None) -> None:
         verdict = moderation.verdict

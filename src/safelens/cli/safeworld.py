@@ -9,15 +9,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+
+from safelens.cli._options import FAILED, INTERRUPTED, fail
+from safelens.cli._progress import progress
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -67,26 +61,16 @@ def safeworld(
     """
     from safelens.safeworld import writer
 
-    messages = Console(stderr=True)
-    columns = (
-        TextColumn("drawing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
     done = 0
     try:
-        with Progress(*columns, console=messages, disable=not messages.is_terminal) as bar:
-            task = bar.add_task("drawing", total=clips, note="")
+        with progress("drawing", clips) as bar:
 
-            def show(progress: writer.Progress) -> None:
+            def show(state: writer.Progress) -> None:
                 nonlocal done
-                done = progress.done
-                note = f"{progress.reused} videos kept" if progress.reused else ""
-                bar.update(task, completed=progress.done, note=note)
+                done = state.done
+                if state.reused:
+                    bar.note(f"{state.reused} videos kept")
+                bar.at(done)
 
             about = writer.write_dataset(
                 out,
@@ -99,18 +83,15 @@ def safeworld(
                 on_progress=show,
             )
     except writer.DatasetError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
+        fail(str(error))
     except OSError as error:
-        typer.echo(f"error: cannot write: {error}", err=True)
-        raise typer.Exit(1) from None
+        fail(f"cannot write: {error}", FAILED)
     except KeyboardInterrupt:
-        typer.echo(
+        fail(
             f"stopped after {done} of {clips} scenes; what is written is whole."
             " Give the same command again to continue.",
-            err=True,
+            INTERRUPTED,
         )
-        raise typer.Exit(130) from None
 
     if as_json:
         typer.echo(json.dumps({"out": str(out), **about}))

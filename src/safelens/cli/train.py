@@ -9,11 +9,34 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from safelens.cli._inputs import (
+    collect,
+    load_vlm,
+    read_data,
+    report_left_out,
+    state_store,
+    stopping,
+    video_reader,
+    warn_left_out,
+)
+from safelens.cli._options import (
+    Data,
+    Embedder,
+    FramePixels,
+    LayoutName,
+    LayoutOption,
+    PolicyName,
+    ProbeRate,
+    ProbeSteps,
+    ScreenBatch,
+    VideosRoot,
+    fail,
+)
 
 if TYPE_CHECKING:
     from safelens.data.records import Record
@@ -21,8 +44,6 @@ if TYPE_CHECKING:
     from safelens.train.clips import ClipBatches
     from safelens.train.loop import LoopConfig
     from safelens.train.reasoner import AugmentedClip
-    from safelens.train.states import States
-    from safelens.vlm import VisionLanguageModel
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,26 +53,8 @@ app = typer.Typer(
     "An interrupted training goes on when the same command is given again.",
 )
 
-BAD_USAGE = 2
-FAILED = 1
-INTERRUPTED = 130
-_MAX_SIDE = 448
-
-
-class LayoutName(StrEnum):
-    """Order of the prompt."""
-
-    policy_first = "policy_first"
-    video_first = "video_first"
-
-
-Data = Annotated[Path, typer.Argument(help="Data set of any form that `safelens data` reads.")]
 Out = Annotated[Path, typer.Option(help="Folder for checkpoints, curves and the trained part.")]
 Model = Annotated[str, typer.Option(help="Where to start: directory or hub id.")]
-VideosRoot = Annotated[
-    Path | None, typer.Option("--videos-root", metavar="DIR", help="Where the videos are.")
-]
-PolicyName = Annotated[str, typer.Option("--policy", help="Policy file or name.")]
 Split = Annotated[str, typer.Option(help="Part of the data set to train on.")]
 Epochs = Annotated[float, typer.Option(min=0.01, help="Times through the data.")]
 Batch = Annotated[int, typer.Option(min=1, help="Clips in a step of one process.")]
@@ -60,8 +63,6 @@ Rate = Annotated[float, typer.Option("--lr", min=0, help="Peak learning rate of 
 Rank = Annotated[int, typer.Option(min=0, help="Of LoRA; 0 trains all weights.")]
 Bf16 = Annotated[bool, typer.Option("--bf16/--fp32", help="Compute in bfloat16.")]
 Seed = Annotated[int, typer.Option(help="Of the order of the data, and of new weights.")]
-FramePixels = Annotated[int, typer.Option(min=1, help="Pixels of a frame as the model sees it.")]
-LayoutOption = Annotated[LayoutName, typer.Option(help="Order of the prompt.")]
 
 
 @app.command()
@@ -89,8 +90,8 @@ def embedder(
     from safelens.train.reasoner import add_adapter, merge_adapter
 
     records, used = _records(data, videos_root, policy, split)
-    vlm = _vlm(model, frame_pixels)
-    with _clips(records, batch, seed) as batches, _stopping():
+    vlm = load_vlm(model, frame_pixels)
+    with _clips(records, batch, seed) as batches, stopping():
         if rank:
             add_adapter(vlm, rank, 2 * rank, "screen", seed=seed)
         train_embedder(
@@ -114,19 +115,27 @@ def embedder(
 def probe(
     data: Data,
     out: Out,
-    model: Annotated[str, typer.Option(help="The embedder: directory or hub id.")],
+    model: Embedder,
     videos_root: VideosRoot = None,
     policy: PolicyName = "default",
     split: Split = "train",
-    batch: Batch = 8,
-    steps: Annotated[int, typer.Option(min=1, help="Most optimizer steps.")] = 1000,
-    lr: Rate = 1e-4,
+    batch: ScreenBatch = 8,
+    steps: ProbeSteps = 1000,
+    lr: ProbeRate = 1e-4,
     seed: Seed = 0,
     frame_pixels: FramePixels = 448 * 448,
     layout: LayoutOption = LayoutName.policy_first,
     false_refusal_rate: Annotated[
         float, typer.Option(min=0, max=0.5, help="Clips in domain that the guard may refuse.")
     ] = 0.01,
+    states: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="S1's states are kept here and never made twice; `safelens curate scores` can share it.",
+            show_default="OUT/states",
+        ),
+    ] = None,
 ) -> None:
     """Fit the probe (Algorithm 1, line 10) and the domain guard on the embedder's states.
 
@@ -139,12 +148,15 @@ def probe(
 
     records, used = _records(data, videos_root, policy, split)
     held, _ = _records(data, videos_root, policy, "val", required=False)
-    vlm = _vlm(model, frame_pixels)
-    with _stopping():
-        seen = _states(vlm, used, records, batch, layout, "states")
+    vlm = load_vlm(model, frame_pixels)
+    with stopping():
+        store = state_store(states or out / "states", model, used, layout, frame_pixels)
+        seen = collect(vlm, used, records, store, batch=batch, layout=layout)
         features = seen.features
         if held:
-            fresh = _states(vlm, used, held, batch, layout, "held-out states").features
+            fresh = collect(
+                vlm, used, held, store, batch=batch, layout=layout, title="held-out states"
+            ).features
         else:
             order = np.random.default_rng(seed).permutation(len(features))
             cut = max(1, len(order) // 5)
@@ -156,7 +168,7 @@ def probe(
             )
             guard = DomainGuard.fit(features, fresh, false_refusal_rate=false_refusal_rate)
         except ValueError as error:
-            _fail(str(error))
+            fail(str(error))
         found.probe.save(out / "probe")
         guard.save(out / "domain.safetensors")
         (out / "probe.json").write_text(
@@ -201,12 +213,12 @@ def captioner(
     records, _ = _records(data, videos_root, policy, split)
     told = [record for record in records if record.captions]
     if not told:
-        _fail(f"no record of {data} has captions")
+        fail(f"no record of {data} has captions")
     try:
         eyes = Captioner.load(model, dtype="float32")
     except CaptionerError as error:
-        _fail(str(error))
-    with _clips(told, batch, seed) as batches, _stopping():
+        fail(str(error))
+    with _clips(told, batch, seed) as batches, stopping():
         train_captioner(
             eyes.model,
             eyes.processor,
@@ -259,9 +271,7 @@ def reasoner(
     )
 
     if not rank and not separate:
-        _fail(
-            "--rank 0: what continues S1's cache is an adapter; give it a rank, or add --separate"
-        )
+        fail("--rank 0: what continues S1's cache is an adapter; give it a rank, or add --separate")
     records, used = _records(data, videos_root, policy, split)
     ready = [record for record in records if has_trace(record, used)]
     if len(ready) < len(records):
@@ -270,10 +280,10 @@ def reasoner(
             err=True,
         )
     if not ready:
-        _fail(f"no record of {data} has captions, scores and a reasoned response")
-    vlm = _vlm(model, frame_pixels)
+        fail(f"no record of {data} has captions, scores and a reasoned response")
+    vlm = load_vlm(model, frame_pixels)
     config = _config(len(ready), epochs, batch, accumulate, lr, bf16, seed)
-    with _clips(ready, batch, seed) as batches, _stopping():
+    with _clips(ready, batch, seed) as batches, stopping():
 
         def batch_at(number: int) -> list[AugmentedClip]:
             return augmented(vlm, used, batches(number))
@@ -306,67 +316,26 @@ def _records(
     data: Path, videos_root: Path | None, policy: str, split: str, *, required: bool = True
 ) -> tuple[list[Record], Policy]:
     """Records of one part whose labels are known for every category, and the policy."""
-    from safelens.data.read import read_dataset
-    from safelens.policy import Policy, PolicyError
-
-    try:
-        used = Policy.load(policy)
-        read = read_dataset(data, used, videos_root=videos_root)
-    except (PolicyError, ValueError) as error:
-        _fail(str(error))
+    read, used = read_data(data, videos_root, policy)
     part = [r for r in read.records if r.split == split or (r.split is None and split == "train")]
     found = [record for record in part if not record.undecided]
     if required:
-        left_out = read.left_out + len(part) - len(found)
-        if left_out:
-            typer.echo(f"{left_out} entries left out; `safelens data check` says why", err=True)
+        warn_left_out(read.left_out + len(part) - len(found))
         if not found:
-            _fail(f"{data} has no records in the part {split!r}")
+            fail(f"{data} has no records in the part {split!r}")
     return found, used
-
-
-def _vlm(source: str, frame_pixels: int) -> VisionLanguageModel:
-    """The model in float32: bfloat16 weights would lose small updates; --bf16 computes in it."""
-    import torch
-
-    from safelens.train.loop import processes
-    from safelens.vlm import VisionLanguageModel
-    from safelens.vlm_loading import ModelLoadError
-
-    try:
-        return VisionLanguageModel.load(
-            source, device=processes().device, dtype=torch.float32, frame_pixels=frame_pixels
-        )
-    except ModelLoadError as error:
-        _fail(str(error))
 
 
 @contextmanager
 def _clips(records: list[Record], batch: int, seed: int) -> Iterator[ClipBatches]:
     from safelens.train.clips import ClipBatches
-    from safelens.video import ClipOptions, VideoReader
 
-    with VideoReader(ClipOptions(max_side=_MAX_SIDE)) as reader:
+    with video_reader() as reader:
         batches = ClipBatches(records, reader, size=batch, seed=seed)
         try:
             yield batches
         finally:
             batches.close()
-
-
-@contextmanager
-def _stopping() -> Iterator[None]:
-    """Failures and Ctrl-C as messages and exit codes."""
-    from safelens.train.loop import TrainingError
-
-    try:
-        yield
-    except TrainingError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(FAILED) from None
-    except KeyboardInterrupt:
-        typer.echo("stopped; give the same command again to go on", err=True)
-        raise typer.Exit(INTERRUPTED) from None
 
 
 def _config(
@@ -388,58 +357,6 @@ def _config(
     )
 
 
-def _states(
-    vlm: VisionLanguageModel,
-    policy: Policy,
-    records: list[Record],
-    batch: int,
-    layout: LayoutName,
-    title: str,
-) -> States:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    from safelens.train.clips import decoded_once
-    from safelens.train.states import collect_states
-    from safelens.video import ClipOptions, VideoReader
-
-    console = Console(stderr=True)
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    left_out: dict[str, str] = {}
-    with (
-        VideoReader(ClipOptions(max_side=_MAX_SIDE)) as reader,
-        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
-    ):
-        task = progress.add_task(title, total=len(records))
-        found = collect_states(
-            vlm,
-            policy,
-            decoded_once(records, reader, batch, left_out),
-            layout=layout.value,
-            on_progress=lambda done: progress.advance(task, done),
-        )
-    _report(left_out)
-    return found
-
-
-def _report(left_out: dict[str, str]) -> None:
-    for name, reason in left_out.items():
-        typer.echo(f"{name}: left out: {reason}", err=True)
-    if left_out:
-        typer.echo(f"{len(left_out)} records left out: their videos cannot be read", err=True)
-
-
 def _done(path: Path, left_out: dict[str, str]) -> None:
-    _report(left_out)
+    report_left_out(left_out)
     typer.echo(str(path))
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(BAD_USAGE)

@@ -1,7 +1,7 @@
 """An append-only file of JSON Lines that a killed run leaves whole and the next one continues.
 
-Knows lines and what a kill, an interrupt or a full disk does to the last one. Knows nothing of what
-the lines mean.
+Knows lines, what a kill, an interrupt or a full disk does to the last one, and the card beside the file
+that says how it was made. Knows nothing of what the lines mean.
 """
 
 from __future__ import annotations
@@ -52,6 +52,19 @@ class LineLog:
         except OSError as error:
             raise LogError(f"{self.path}: cannot be read ({error.strerror or error})") from error
 
+    def ids(self) -> set[str]:
+        """The `id` of every object that the file holds; read as `read` does.
+
+        Raises:
+            LogError: as `read`, or an object has no id.
+        """
+        found = set()
+        for number, value in enumerate(self.read(), start=1):
+            if not isinstance(value.get("id"), str):
+                raise LogError(f"{self.path}:{number}: no id; repair or remove the line")
+            found.add(value["id"])
+        return found
+
     def add(self, line: str) -> None:
         """Append a line, given without its end; it is in the file when this returns.
 
@@ -93,3 +106,37 @@ class LineLog:
                 f"{self.path}:{number}: no JSON object; repair or remove the line, or name a new file"
             )
         return value
+
+
+def claim(out: Path, settings: dict[str, Any]) -> None:
+    """Note the settings beside `out`, in its `.run.json`, or refuse to continue under others.
+
+    Raises:
+        LogError: `out` was made with other settings or is something else, or the card cannot be
+            read or written.
+    """
+    card = out.with_name(f"{out.name}.run.json")
+    try:
+        if card.exists():
+            there = json.loads(card.read_text("utf-8"))
+            names = {*there, *settings}
+            differ = sorted(n for n in names if there.get(n) != settings.get(n))
+            if differ:
+                changes = "; ".join(
+                    f"{n} {there.get(n)!r}, now {settings.get(n)!r}" for n in differ
+                )
+                raise LogError(
+                    f"{out} was made with other settings ({changes}): give the same options as "
+                    "then, or name a new file"
+                )
+        elif out.exists() and (out.is_dir() or out.stat().st_size):
+            raise LogError(
+                f"{out} exists and is no earlier output of this command: name a new file"
+            )
+        else:
+            card.parent.mkdir(parents=True, exist_ok=True)
+            part = card.with_name(f".{card.name}.part")
+            part.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+            os.replace(part, card)
+    except (OSError, ValueError, AttributeError) as error:
+        raise LogError(f"{card}: cannot be read or written ({error})") from error

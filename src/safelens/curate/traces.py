@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safelens.curate.line_log import LineLog, LogError
+from safelens.curate.line_log import LineLog, claim
 from safelens.curate.trace_check import canonical, check_trace
 from safelens.curate.trace_generator import (
     Attempt,
@@ -116,11 +116,11 @@ class TraceRun:
         self._on_done: Callable[[], None] = lambda: None
         self._failed_in_a_row = 0
         self._settings = {"schema": SCHEMA, "policy_sha256": policy.sha256} | settings
-        _claim(out, self._settings)
+        claim(out, self._settings)
         self._written = LineLog(out)
         self._rejected = LineLog(out.with_name(f"{out.name}.rejected.jsonl"))
-        done = _ids(self._written)
-        self._refused = _ids(self._rejected) - done
+        done = self._written.ids()
+        self._refused = self._rejected.ids() - done
         self._skip = done if retry_rejected else done | self._refused
 
     def run(
@@ -248,41 +248,3 @@ def rebased(record: Record, data: Path, out: Path) -> Record:
     if here == there or os.path.isabs(record.video):
         return record
     return record.model_copy(update={"video": os.path.relpath(here / record.video, there)})
-
-
-def _ids(log: LineLog) -> set[str]:
-    found = set()
-    for number, line in enumerate(log.read(), start=1):
-        if not isinstance(line.get("id"), str):
-            raise LogError(f"{log.path}:{number}: no id; repair or remove the line")
-        found.add(line["id"])
-    return found
-
-
-def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Note the settings beside `out`, or refuse to continue under others."""
-    card = out.with_name(f"{out.name}.run.json")
-    try:
-        if card.exists():
-            there = json.loads(card.read_text("utf-8"))
-            names = {*there, *settings}
-            differ = sorted(n for n in names if there.get(n) != settings.get(n))
-            if differ:
-                changes = "; ".join(
-                    f"{n} {there.get(n)!r}, now {settings.get(n)!r}" for n in differ
-                )
-                raise LogError(
-                    f"{out} was made with other settings ({changes}): give the same options as "
-                    "then, or name a new file"
-                )
-        elif out.exists() and (out.is_dir() or out.stat().st_size):
-            raise LogError(
-                f"{out} exists and is no earlier output of this command: name a new file"
-            )
-        else:
-            card.parent.mkdir(parents=True, exist_ok=True)
-            part = card.with_name(f".{card.name}.part")
-            part.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-            os.replace(part, card)
-    except (OSError, ValueError, AttributeError) as error:
-        raise LogError(f"{card}: cannot be read or written ({error})") from error

@@ -109,6 +109,16 @@ class Record(BaseModel):
         """Where the video lies, given the file that the record was read from."""
         return Path(records_file).parent / self.video
 
+    def beside(self, records_file: str | os.PathLike[str]) -> Self:
+        """The record as that file holds it: a video below the file's folder by its relative path.
+
+        The record's own path must be absolute, as `read_dataset` gives it.
+        """
+        folder = os.path.abspath(Path(records_file).parent)
+        if os.path.commonpath([folder, self.video]) != folder:
+            return self
+        return self.model_copy(update={"video": os.path.relpath(self.video, folder)})
+
     def to_json(self) -> str:
         """One line of JSON without the fields that are unset."""
         fields = self.model_dump(mode="json", exclude_none=True)

@@ -6,9 +6,12 @@ losses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -19,8 +22,15 @@ from safelens.prompts import ParseError, parse_response
 from safelens.train.embedder import LabelledClip
 from safelens.train.loop import TrainingError
 from safelens.train.reasoner import AugmentedClip
-from safelens.video import Clip, VideoError, VideoReader
+from safelens.video import Clip, VideoError
 from safelens.vlm import VisionLanguageModel
+
+
+class ClipReader(Protocol):
+    """What gives clips: a `VideoReader`, or anything like it."""
+
+    def read(self, path: str, /) -> Clip:
+        """The clip of a record's video; `VideoError` where there is none."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class ClipBatches:
     """
 
     def __init__(
-        self, records: Sequence[Record], reader: VideoReader, *, size: int, seed: int
+        self, records: Sequence[Record], reader: ClipReader, *, size: int, seed: int
     ) -> None:
         if not records:
             raise TrainingError("no records to train on")
@@ -158,15 +168,48 @@ def captioned_frames(batch: Sequence[Decoded]) -> tuple[np.ndarray, list[str]]:
 
 
 def decoded_once(
-    records: Sequence[Record], reader: VideoReader, size: int, left_out: dict[str, str]
+    records: Sequence[Record], reader: ClipReader, size: int, left_out: dict[str, str]
 ) -> Iterator[list[Decoded]]:
     """Every record once, in order, `size` together; those that cannot be read go to `left_out`."""
-    for start in range(0, len(records), size):
-        yield _decoded(records[start : start + size], reader, left_out)
+    batch: list[Decoded] = []
+    for number, (record, clip) in enumerate(clips_ahead(records, reader), start=1):
+        if isinstance(clip, VideoError):
+            left_out[record.id] = clip.message
+        else:
+            batch.append(Decoded(record, clip))
+        if number % size == 0 or number == len(records):
+            yield batch
+            batch = []
+
+
+def clips_ahead(
+    records: Iterable[Record], reader: ClipReader, ahead: int = 8
+) -> Generator[tuple[Record, Clip | VideoError], None, None]:
+    """Each record with its clip, or with why there is none; the next `ahead` decode meanwhile."""
+
+    def read(path: str) -> Clip | VideoError:
+        try:
+            return reader.read(path)
+        except VideoError as error:
+            return error
+
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="safelens-decode")
+    waiting: deque[tuple[Record, Future[Clip | VideoError]]] = deque()
+    source = iter(records)
+    try:
+        while True:
+            for record in islice(source, ahead - len(waiting)):
+                waiting.append((record, pool.submit(read, record.video)))
+            if not waiting:
+                return
+            record, clip = waiting.popleft()
+            yield record, clip.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _decoded(
-    records: Sequence[Record], reader: VideoReader, left_out: dict[str, str]
+    records: Sequence[Record], reader: ClipReader, left_out: dict[str, str]
 ) -> list[Decoded]:
     found = []
     for record in records:

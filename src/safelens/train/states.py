@@ -5,72 +5,136 @@ Knows the screening pass. Knows nothing of where clips come from or what is fitt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from safelens.policy import SAFE, Policy
+from safelens.data.records import Record
+from safelens.policy import Policy
 from safelens.screen import LAST_TOKENS, Layout, domain_features, layout_of
-from safelens.train.clips import Decoded
+from safelens.train.clips import ClipReader, Decoded, decoded_once
+from safelens.train.loop import TrainingError
+from safelens.train.state_store import Screened, StateStore, video_key
 from safelens.vlm import VisionLanguageModel
+from safelens.vlm_cache import Context
+
+_Row = tuple[str, str, torch.Tensor, np.ndarray]
+
+CHUNK = 32
+"""Records whose states are kept together: what an interruption loses at most."""
 
 
 @dataclass(frozen=True)
 class States:
-    """Of N clips, in the order they were given.
+    """Of N clips, in the order of their records.
 
     Attributes:
         ids: Of the records.
         question: Hidden states of the question's last tokens, shape (N, T, D), in half precision.
         features: What the domain guard looks at, shape (N, F).
-        labels: Class indices, shape (N,).
+        labels: Class indices, shape (N,); -1 where the record is undecided.
+        sha256: Of the videos' bytes.
+        left_out: Record id to why it has no states.
     """
 
     ids: list[str]
     question: torch.Tensor
     features: np.ndarray
     labels: torch.Tensor
+    sha256: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def collect_states(
     vlm: VisionLanguageModel,
     policy: Policy,
-    batches: Iterable[list[Decoded]],
+    records: Sequence[Record],
+    reader: ClipReader,
+    store: StateStore,
     *,
+    batch: int = 8,
     layout: Layout = "policy_first",
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> States:
-    """Screen clips and keep what is read of them (Algorithm 1, line 9).
+    """Screen the clips that the store lacks, and give what is read of all (Algorithm 1, line 9).
+
+    Records are screened in chunks that depend on their places alone, so that an interrupted and
+    continued collection gives the very states of an uninterrupted one.
 
     Args:
         vlm: The embedder.
         policy: Gives the prompt and the classes.
-        batches: Clips that are screened together.
+        records: What to screen.
+        reader: Its `read(path)` gives a record's clip.
+        store: Of this model, policy and layout.
+        batch: Clips that are screened together.
         layout: Order of the prompt.
-        on_progress: Called with the number of clips done since the last call.
+        on_progress: Called with the number of records done since the last call.
 
     Raises:
-        ValueError: No clip at all.
+        TrainingError: No clip at all could be screened, or the store cannot be written.
     """
+    keys = {record.id: video_key(record.video) for record in records}
     parts = layout_of(vlm, policy, layout)
     head = vlm.prefill_text(parts.head)
-    ids: list[str] = []
-    question, features, labels = [], [], []
-    for clips in batches:
-        if not clips:
-            continue
-        videos = vlm.encode_videos(
-            [d.clip.frames for d in clips], [d.clip.timestamps for d in clips]
-        )
-        prefilled = vlm.prefill_videos(head, videos, parts.tail)
-        for row, decoded in enumerate(clips):
-            ids.append(decoded.record.id)
-            question.append(prefilled.tail_states(row, LAST_TOKENS).to(torch.float16).cpu())
-            features.append(domain_features(prefilled, row, vlm.patch_shape))
-            labels.append(policy.labels.index((decoded.record.labels or (SAFE,))[0]))
-        on_progress(len(clips))
-    if not ids:
-        raise ValueError("no clip could be screened")
-    return States(ids, torch.stack(question), np.stack(features), torch.tensor(labels))
+    failed: dict[str, str] = {}
+    for start in range(0, len(records), CHUNK):
+        chunk = records[start : start + CHUNK]
+        # Of records that share a video one is screened.
+        missing = {keys[r.id]: r for r in chunk if keys[r.id] not in store}
+        found: list[_Row] = []
+        done = 0
+        for clips in decoded_once(list(missing.values()), reader, batch, failed):
+            if clips:
+                found += _screened(vlm, head, parts.tail, clips, failed)
+            on_progress(len(clips))
+            done += len(clips)
+        if found:
+            ids, digests, question, features = zip(*found, strict=True)
+            store.add(
+                Screened(
+                    [keys[i] for i in ids],
+                    list(digests),
+                    torch.stack(question),
+                    torch.from_numpy(np.stack(features)),
+                )
+            )
+        on_progress(len(chunk) - done)
+    ready = [record for record in records if keys[record.id] in store]
+    if not ready:
+        raise TrainingError("no clip could be screened; `safelens data check` says why")
+    seen = store.read([keys[record.id] for record in ready])
+    why = {keys[i]: reason for i, reason in failed.items()}
+    return States(
+        [record.id for record in ready],
+        seen.question,
+        seen.features.numpy(),
+        torch.tensor([-1 if r.undecided else policy.labels.index(r.label) for r in ready]),
+        seen.sha256,
+        {r.id: why[keys[r.id]] for r in records if keys[r.id] not in store},
+    )
+
+
+def _screened(
+    vlm: VisionLanguageModel,
+    head: Context,
+    tail: str,
+    clips: list[Decoded],
+    failed: dict[str, str],
+) -> list[_Row]:
+    """What is kept of one batch; clips whose states are no numbers go to `failed`."""
+    videos = vlm.encode_videos([d.clip.frames for d in clips], [d.clip.timestamps for d in clips])
+    prefilled = vlm.prefill_videos(head, videos, tail)
+    found: list[_Row] = []
+    for row, decoded in enumerate(clips):
+        question = prefilled.tail_states(row, LAST_TOKENS).to(torch.float16).cpu()
+        features = domain_features(prefilled, row, vlm.patch_shape)
+        if bool(question.isfinite().all()) and bool(np.isfinite(features).all()):
+            found.append((decoded.record.id, decoded.clip.sha256, question, features))
+        else:
+            failed[decoded.record.id] = (
+                "the model's states of it are no numbers in half precision; check the model"
+            )
+    return found

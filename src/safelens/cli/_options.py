@@ -1,0 +1,50 @@
+"""Arguments that several commands share, exit codes, and how a command says that it cannot go on.
+
+Knows what is typed. Does not know what is done with it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+FAILED = 1
+BAD_USAGE = 2
+INTERRUPTED = 130
+
+
+class LayoutName(StrEnum):
+    """Order of the prompt."""
+
+    policy_first = "policy_first"
+    video_first = "video_first"
+
+
+Data = Annotated[Path, typer.Argument(help="Data set of any form that `safelens data` reads.")]
+VideosRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--videos-root",
+        metavar="DIR",
+        help="Where the videos are. A path that leads nowhere is looked for by its ending there.",
+        show_default="beside each file",
+    ),
+]
+PolicyName = Annotated[str, typer.Option("--policy", help="Policy file or name.")]
+Embedder = Annotated[str, typer.Option("--model", help="The embedder: directory or hub id.")]
+FramePixels = Annotated[int, typer.Option(min=1, help="Pixels of a frame as the model sees it.")]
+LayoutOption = Annotated[LayoutName, typer.Option("--layout", help="Order of the prompt.")]
+ProbeSteps = Annotated[int, typer.Option("--steps", min=1, help="Most optimizer steps of a probe.")]
+ProbeRate = Annotated[float, typer.Option("--lr", min=0, help="Learning rate of AdamW.")]
+ScreenBatch = Annotated[
+    int, typer.Option("--batch", min=1, help="Clips that are screened together.")
+]
+
+
+def fail(message: str, code: int = BAD_USAGE) -> NoReturn:
+    """Say why the command ends, and end it."""
+    typer.echo(message if code == INTERRUPTED else f"error: {message}", err=True)
+    raise typer.Exit(code) from None
