@@ -1,0 +1,1 @@
+"""What SafeLens computes and costs beside other libraries; run from the repository's root."""
