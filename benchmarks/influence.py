@@ -114,7 +114,9 @@ def load(train: Drawn, val: Drawn, batch: int) -> tuple[Problem, Part, Part]:
 
     collector = GradientCollector(vlm, turns.layout.head)
     parts = part(train), part(val)
-    problem = Problem(collector, turns.head, vlm, parts[0].examples, parts[1].examples, batch)
+    problem = Problem(
+        collector, turns.layout.head, vlm, parts[0].examples, parts[1].examples, batch
+    )
     return problem, *parts
 
 
@@ -123,7 +125,7 @@ def safelens(problem: Problem, train: Part, val: Part) -> dict[str, Any]:
     classes = max(train.labels) + 1
     with tempfile.TemporaryDirectory() as folder:
         # its own collector, so that running the policy once is on the clock
-        collector = GradientCollector(problem.vlm, problem.vlm.tokenizer.decode(problem.head))
+        collector = GradientCollector(problem.vlm, problem.head)
         store = InfluenceStore(Path(folder) / "store", {})
         project = FactoredProjection(collector.layers, RANK, seed=0)
         work = Collection(collector, project, store, classes, batch=problem.batch)
@@ -171,12 +173,17 @@ def run(system: str, train: Drawn, val: Drawn, batch: int, threads: int) -> dict
     extra = None if before is None else (_resident("VmHWM") - before) / 1024
     tokens = [len(e.video.ids) + sum(map(len, e.turns[0])) for e in problem.train]
     about = {
-        "head_tokens": len(problem.head),
+        "head_tokens": len(problem.vlm.ids(problem.head)),
         "own_tokens_mean": statistics.fmean(tokens),
         "layers": len(problem.collector.layers),
         "numbers_in_a_gradient": problem.collector.dimension,
     }
-    return found | {"seconds": seconds, "extra_mib": extra, "about": about, "labels": _labels(parts)}
+    return found | {
+        "seconds": seconds,
+        "extra_mib": extra,
+        "about": about,
+        "labels": _labels(parts),
+    }
 
 
 def apart(*args: Any) -> dict[str, Any]:
@@ -257,9 +264,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     exact = first["autograd"]["matrix"]
     report["streaming"] = {
         "tracin": agreement(mine["tracin"], exact, labels),
-        "whitened": agreement(
-            mine["whitened"], whitened_matrix(first["safelens"]["z"]), labels
-        ),
+        "whitened": agreement(mine["whitened"], whitened_matrix(first["safelens"]["z"]), labels),
     }
     report["libraries"] = {}
     for name, found in versions.items():

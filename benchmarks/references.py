@@ -31,7 +31,7 @@ class SampleLosses(nn.Module):
 
     Args:
         vlm: The model; all its weights but the layers' are frozen.
-        head: Token ids that all samples begin with, shape (H,).
+        head: The text that all samples begin with.
         layers: Whose gradients are asked for.
         examples: The samples, of one turn each.
     """
@@ -39,7 +39,7 @@ class SampleLosses(nn.Module):
     def __init__(
         self,
         vlm: VisionLanguageModel,
-        head: Tensor,
+        head: str,
         layers: Sequence[nn.Linear],
         examples: Sequence[Example],
     ) -> None:
@@ -49,7 +49,7 @@ class SampleLosses(nn.Module):
             layer.weight.requires_grad_(True)
         self.weights = [layer.weight for layer in layers]
         self.names = [n for n, m in self.named_modules() if any(m is layer for layer in layers)]
-        self._vlm, self._head, self._examples = vlm, head.to(vlm.device), examples
+        self._vlm, self._head, self._examples = vlm, vlm.ids(head).to(vlm.device), examples
 
     def forward(self, rows: Tensor) -> Tensor:
         """Mean cross-entropy over each sample's answer tokens, shape (B,), of rows (B,)."""
@@ -84,7 +84,7 @@ class Problem:
 
     Attributes:
         collector: Names the layers.
-        head: Token ids that all samples begin with, shape (H,).
+        head: The text that all samples begin with.
         vlm: The model.
         train: N samples.
         val: M samples.
@@ -92,7 +92,7 @@ class Problem:
     """
 
     collector: GradientCollector
-    head: Tensor
+    head: str
     vlm: VisionLanguageModel
     train: list[Example]
     val: list[Example]

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from benchmarks.references import REFERENCES, Problem, autograd_gradients
+
 from safelens.curate.filtering import keep
 from safelens.curate.gradients import GradientCollector
 from safelens.curate.influence import ClassMeans, averages
@@ -26,12 +26,14 @@ def problem(vlm_dir, policy, make_clip):
         name = NAMES[i % 3]
         found.append(Example(video, (turns.screening(() if name == "safe" else (name,)),)))
     collector = GradientCollector(vlm, turns.layout.head)
-    return Problem(collector, turns.head, vlm, found[:10], found[10:], batch=4)
+    return Problem(collector, turns.layout.head, vlm, found[:10], found[10:], batch=4)
 
 
 def gradients(collector, examples):
     batches = [examples[i : i + 3] for i in range(0, len(examples), 3)]
-    return torch.cat([torch.cat([w.flatten(1) for w in collector(b).weights()], 1) for b in batches])
+    return torch.cat(
+        [torch.cat([w.flatten(1) for w in collector(b).weights()], 1) for b in batches]
+    )
 
 
 @pytest.mark.parametrize("name", list(REFERENCES))
