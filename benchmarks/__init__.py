@@ -1,1 +1,1 @@
-"""Side-by-side measurements and reports; results are in reports/."""
+"""What SafeLens computes and costs beside other libraries; run from the repository's root."""
