@@ -73,7 +73,7 @@ FAST = Stage(
     {"folds": 5, "steps": 1500, "lr": 1e-3, "patience": 20, "false_refusal_rate": 0.01},
     (HELD, VAL, FILTER, EMBEDDER),
 )
-CAPTIONS = Stage("captions", curation.caption, {"batch": 8}, (HELD, FILTER, CAPTIONER))
+CAPTIONS = Stage("captions", curation.caption, {"batch": 64}, (HELD, FILTER, CAPTIONER))
 TRACES = Stage("traces", curation.write_traces, {}, (FAST, CAPTIONS))
 REASONER = Stage(
     "reasoner",

@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.progress import Progress, track
 
 from recipes.tiny.captioner import MAX_TOKENS
@@ -17,8 +16,10 @@ from recipes.tiny.data import DrawnReader
 from recipes.tiny.embedder import labelled_records
 from recipes.tiny.parts import load_vlm, policy, sets_of, use_all_cores
 from safelens.captioner import Captioner
+from safelens.curate.captions import captioned
 from safelens.curate.filtering import keep
 from safelens.curate.gradients import GradientCollector
+from safelens.curate.line_log import LineLog
 from safelens.curate.passes import Collection, InfluenceStore
 from safelens.curate.projection import FactoredProjection
 from safelens.curate.samples import RecordSamples
@@ -94,27 +95,19 @@ def filter_labels(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -
 def caption(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
     """Stage: Algorithm 1, line 14, for the kept part of ``held``; a line a clip, kept as they come."""
     use_all_cores()
-    sets = sets_of(needs)
     records = [r for r in labelled_records(needs) if r.video.startswith("held/")]
-    reader = DrawnReader(sets, "large")
     captioner = Captioner.load(needs["captioner"] / "model", max_new_tokens=MAX_TOKENS)
-    path = out / "captions.jsonl"
-    done = set()
-    if path.exists():
-        whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        path.write_text("".join(whole))  # without a last line that an interruption cut
-        done = {json.loads(line)["id"] for line in whole}
-    todo = [record for record in records if record.id not in done]
-    size = settings["batch"]
-    with path.open("a") as file:
-        for start in track(range(0, len(todo), size), description="captions"):
-            some = todo[start : start + size]
-            frames = [reader.read(record.video).frames for record in some]
-            texts = iter(captioner.caption(np.concatenate(frames), batch_size=64))
-            for record, shown in zip(some, frames, strict=True):
-                line = {"id": record.id, "captions": [next(texts) for _ in shown]}
-                file.write(json.dumps(line) + "\n")
-            file.flush()
+    log = LineLog(out / "captions.jsonl")
+    done = {line["id"] for line in log.read()}
+    bare = [r.model_copy(update={"captions": ()}) for r in records if r.id not in done]
+    reader = DrawnReader(sets_of(needs), "large")
+    for record, _ in track(
+        captioned(bare, reader, captioner, batch=settings["batch"]),
+        total=len(bare),
+        description="captions",
+    ):
+        log.add(json.dumps({"id": record.id, "captions": [c.text for c in record.captions]}))
+    log.close()
 
 
 def write_traces(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,10 +48,9 @@ def cross_fitted_scores(
     *,
     folds: int = 5,
     trainable: Tensor | None = None,
-    steps: int = 1000,
-    lr: float = 1e-4,
     seed: int = 0,
     on_fit: Callable[[], None] = lambda: None,
+    **fitting: Any,
 ) -> ProbeScores:
     """Score every record by a probe that was fitted on the other folds.
 
@@ -61,10 +61,9 @@ def cross_fitted_scores(
         folds: How many, at least 2.
         trainable: True in rows that probes may be fitted on, shape (N,); all decided ones when None.
             The others are only scored.
-        steps: Most optimizer steps of a probe.
-        lr: AdamW's learning rate.
         seed: Of folds and probes; probe k is fitted with seed + k.
         on_fit: Called after each probe.
+        fitting: Options of `fit_probe`: steps, learning rate and the like.
 
     Raises:
         ValueError: A class has fewer groups than `folds`, or too few records to fit and stop a probe;
@@ -76,7 +75,7 @@ def cross_fitted_scores(
     _check_groups(states, groups, labels, usable, folds)
     fold = divide(states.labels, groups, [1 / folds] * folds, usable, seed)
     parts = [((fold != k) & usable, fold == k) for k in range(folds)]
-    return _scored(states, labels, parts, usable, steps, lr, seed, on_fit)
+    return _scored(states, labels, parts, usable, seed, on_fit, fitting)
 
 
 def held_out_scores(
@@ -86,10 +85,9 @@ def held_out_scores(
     *,
     share: float = 0.5,
     trainable: Tensor | None = None,
-    steps: int = 1000,
-    lr: float = 1e-4,
     seed: int = 0,
     on_fit: Callable[[], None] = lambda: None,
+    **fitting: Any,
 ) -> ProbeScores:
     """Fit one probe on a share of the records and score the others (the paper's way).
 
@@ -99,10 +97,9 @@ def held_out_scores(
         labels: Names of the classes.
         share: Of each class that the probe is fitted on, in (0, 1).
         trainable: Rows that the probe may be fitted on.
-        steps: Most optimizer steps.
-        lr: AdamW's learning rate.
         seed: Of the division and the probe.
         on_fit: Called after the fit.
+        fitting: Options of `fit_probe`.
 
     Raises:
         ValueError: As in `cross_fitted_scores`, with two groups needed in every class.
@@ -115,7 +112,7 @@ def held_out_scores(
     fitted = (part == 0) & usable
     of_probe = {groups[row] for row in fitted.nonzero()[:, 0].tolist()}
     seen = torch.tensor([group in of_probe for group in groups])
-    return _scored(states, labels, [(fitted, ~seen)], usable, steps, lr, seed, on_fit)
+    return _scored(states, labels, [(fitted, ~seen)], usable, seed, on_fit, fitting)
 
 
 def groups_of(records: Sequence[Record], sha256: Sequence[str]) -> list[int]:
@@ -196,10 +193,9 @@ def _scored(
     labels: Sequence[str],
     parts: Sequence[tuple[Tensor, Tensor]],
     usable: Tensor,
-    steps: int,
-    lr: float,
     seed: int,
     on_fit: Callable[[], None],
+    fitting: dict[str, Any],
 ) -> ProbeScores:
     """Fit a probe on each part's first rows and score its second ones; both are masks (N,)."""
     for fitted, _ in parts:  # before the first fit, which may take minutes
@@ -214,9 +210,8 @@ def _scored(
             None,
             states.labels[fitted],
             config,
-            steps=steps,
-            lr=lr,
             seed=seed + number,
+            **fitting,
         )
         scores[rows] = fit.probe.predict(states.question[rows]).cpu()
         scored_by[rows] = number
