@@ -64,7 +64,7 @@ FILTER = Stage("filter", curation.filter_labels, {"score": "whitened"}, (LABELS,
 EMBEDDER = Stage(
     "embedder",
     embedder.learn_labels,
-    LEARNING | {"see": 200, "steps": 700, "seed": 2, "deliberate": True},
+    LEARNING | {"see": 250, "steps": 1000, "seed": 2, "deliberate": True},
     (TRAIN, FILTER, BASE),
 )
 FAST = Stage(
@@ -78,7 +78,7 @@ TRACES = Stage("traces", curation.write_traces, {}, (FAST, CAPTIONS))
 REASONER = Stage(
     "reasoner",
     reasoner.train,
-    {"steps": 600, "batch": 16, "lr": 3e-3, "rank": 32, "alpha": 64, "boolean_weight": 1.0},
+    {"steps": 400, "batch": 16, "lr": 3e-3, "rank": 32, "alpha": 64, "boolean_weight": 1.0},
     (HELD, EMBEDDER, TRACES),
 )
 """The last stage: the adapter that continues S1's cache."""

@@ -51,7 +51,9 @@ class ClassMeans:
 
     def influence(self, vectors: Tensor) -> Tensor:
         """Mean dot product of each vector with those of each class, shape (B, C); NaN for a class of none."""
-        return vectors.double().cpu() @ (self.sums / self.counts[:, None]).T
+        # One vector at a time in float64: at full size a batch of them would fill the memory.
+        products = torch.stack([self.sums @ vector.double().cpu() for vector in vectors])
+        return products / self.counts
 
 
 @dataclass(frozen=True)
