@@ -1,0 +1,94 @@
+"""The whole recipe of the embedded bundle in miniature: it runs, resumes after kills, and packs."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from recipes.stages import Stage, in_order, run
+from recipes.tiny.__main__ import CAPTIONER, EMBEDDER, FAST, REASONER
+from recipes.tiny.pack import pack
+from safelens.cascade import SafeLens
+
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "train": {"clips": 96},
+    "held": {"clips": 96},
+    "val": {"clips": 64},
+    "tokenizer": {"clips": 40, "vocab_size": 1024},
+    "captioner": {"steps": 2, "shifted_steps": 1, "batch": 4},
+    "seeing": {"steps": 3, "batch": 2},
+    "base": {"steps": 4, "batch": 2},
+    "labels": {"clips": 64},
+    "noisy": {"see": 1, "steps": 2, "batch": 4},
+    "influence": {"rank": 2},
+    "filter": {"score": "whitened"},
+    "embedder": {"see": 1, "steps": 3, "batch": 4},
+    "fast": {"folds": 2, "steps": 20},
+    "captions": {"batch": 64},
+    "traces": {},
+    "reasoner": {"steps": 2, "batch": 2, "rank": 4, "alpha": 8},
+}
+
+
+def small(goal: Stage) -> Stage:
+    """The recipe's own stages with less of everything."""
+    made: dict[str, Stage] = {}
+    for stage in in_order(goal):
+        needs = tuple(made[need.name] for need in stage.needs)
+        made[stage.name] = replace(
+            stage, settings=stage.settings | SMALL[stage.name], needs=needs
+        )
+    return made[goal.name]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("undisturbed")
+    run(small(REASONER), root=root)
+    return root
+
+
+def test_what_it_packs_moderates(undisturbed, tmp_path):
+    stages = {stage.name: stage for stage in in_order(small(REASONER))}
+    parts = {s.name: stages[s.name].folder(undisturbed) for s in (EMBEDDER, CAPTIONER, FAST, REASONER)}
+    pack(parts, tmp_path / "bundle")
+    with SafeLens.load(str(tmp_path / "bundle")) as lens:
+        found = lens.moderate(next((ROOT / "samples").glob("safe*.mp4"))).verdict
+    assert found.status in ("ok", "out_of_domain")
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_numbers(undisturbed, tmp_path):
+    command = [sys.executable, "-m", "tests.recipes.test_tiny_recipe", str(tmp_path)]
+    dice = random.Random(7)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
+    kills = 0
+    while True:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+        try:
+            code = process.wait(timeout=dice.uniform(6, 14) if kills < 6 else None)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            continue
+        assert code == 0
+        break
+    assert kills >= 2
+    for stage in in_order(small(REASONER)):
+        for file in ("records.jsonl", "adapter/adapter_model.safetensors", "model/model.safetensors"):
+            one, other = (stage.folder(root) / file for root in (undisturbed, tmp_path))
+            if one.exists():
+                assert one.read_bytes() == other.read_bytes(), f"{stage.name}: {file}"
+
+
+if __name__ == "__main__":
+    began = time.monotonic()
+    run(small(REASONER), root=Path(sys.argv[1]))
+    print(f"{time.monotonic() - began:.1f} s")
