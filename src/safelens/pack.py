@@ -354,8 +354,9 @@ def _linear_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     """Shapes of a model's matrices by name, from its configuration alone."""
     import torch
     from transformers import AutoModelForImageTextToText
+    from transformers.initialization import no_init_weights
 
-    with torch.device("meta"):
+    with no_init_weights(), torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
     return {name: tuple(p.shape) for name, p in model.named_parameters() if p.ndim == 2}
 
