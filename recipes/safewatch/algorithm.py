@@ -73,7 +73,8 @@ def algorithm(config: Config) -> list[Stage]:
     probe = _stage(  # line 10
         "probe",
         ["train", "probe", "{filter}/kept.jsonl", "--model", "{embedder}/model",
-         "--steps", c.probe.steps, "--lr", c.probe.lr, *pixels, *policy, "--out", "{out}"],
+         "--steps", c.probe.steps, "--lr", c.probe.lr,
+         "--false-refusal-rate", c.probe.false_refusal_rate, *pixels, *policy, "--out", "{out}"],
         needs=(kept, embedder),
     )  # fmt: skip
     captions = _stage(  # line 14; before line 13, as a file is added to

@@ -6,6 +6,7 @@ never to be well.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import urllib.error
@@ -100,6 +101,12 @@ def _data(config: Config, policy: Policy, found: Found) -> None:
     found.train, found.validation = len(train), len(part)
     if not train:
         found.problems.append("data.train holds no record of the part train")
+    rate, fresh = config.probe.false_refusal_rate, int(len(train) * config.assume.kept) // 5
+    if (wanted := math.ceil(1 / rate) - 1) > fresh:
+        found.problems.append(
+            f"the domain guard is set on a fifth of what is kept, {fresh} clips, and a "
+            f"false_refusal_rate of {rate} needs {wanted}: raise probe.false_refusal_rate"
+        )
     if missing := sorted({r.label for r in train} - {r.label for r in part}):
         found.problems.append(
             f"no validation record of {', '.join(missing)}: influence on a class without one is undefined"

@@ -66,6 +66,8 @@ class Probe(_Part):
 
     steps: Count = 1000
     lr: Positive = 1e-4
+    false_refusal_rate: Annotated[float, Field(gt=0, le=0.5)] = 0.01
+    """Clips in domain that the guard may refuse."""
 
 
 class Scores(_Part):

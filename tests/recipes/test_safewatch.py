@@ -65,7 +65,7 @@ def settings(world, vlm_dir, captioner_dir, tmp_path):
             "bf16": False,
             "embedder": {"batch": 4, "micro_batch": 4, "epochs": 0.3, "rank": 2},
             "influence": {"rank": 4, "score": "whitened"},
-            "probe": {"steps": 30},
+            "probe": {"steps": 30, "false_refusal_rate": 0.2},
             "scores": {"folds": 2},
             "traces": {"generator": "rules"},
             "reasoner": {"batch": 4, "micro_batch": 4, "epochs": 0.3, "rank": 2},
@@ -83,7 +83,7 @@ def recipe(*arguments):
     env = os.environ | {"PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}", "COLUMNS": "200"}
     return subprocess.run(
         [sys.executable, "-m", "recipes.safewatch", *map(str, arguments)],
-        cwd=root, env=env, capture_output=True, text=True, timeout=280,
+        cwd=root, env=env, capture_output=True, text=True,
     )  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def test_every_command_takes_its_arguments(settings):
 def test_changed_settings_and_inputs_change_only_what_depends_on_them(settings, world):
     names = lambda path: {s.name: s.digest for s in algorithm(load(path))}  # noqa: E731
     one = names(settings())
-    probe = names(settings(probe={"steps": 31}))
+    probe = names(settings(probe={"steps": 31, "false_refusal_rate": 0.2}))
     assert {n for n in one if one[n] != probe[n]} == {"probe", "bundle"}
     text = world.read_text()
     try:
@@ -182,6 +182,8 @@ def test_the_plan_counts_records_and_misses_videos(settings, world, tmp_path, ch
     traces = {"generator": "openai", "base_url": f"{chat_server}/good/v1", "model": "m"}
     found = look(load(settings(traces=traces)))
     assert found.problems == []
+    strict = look(load(settings(probe={"false_refusal_rate": 0.01})))
+    assert "needs 99: raise probe.false_refusal_rate" in strict.problems[0]
     assert found.train == sum(r.split == "train" for r in records)
     assert "does not list m: model not checked" in found.unchecked[0]
 
@@ -277,6 +279,7 @@ def _shape():
     return Qwen3VLConfig(**load(FULL).assume.model_shape)
 
 
+@pytest.mark.timeout(900)
 def test_the_plan_then_the_chain(settings):
     """The plan, then every stage that the commands at hand allow; a second run does nothing again."""
     path = settings()
@@ -303,6 +306,7 @@ def test_the_plan_then_the_chain(settings):
     assert again.stdout.count("done before") == len(stages)
 
 
+@pytest.mark.timeout(900)
 def test_what_follows_the_scores(settings, scored_records, probe_dir, guard_file, vlm_dir):
     """Traces, reasoner and bundle, from records that have captions and scores already."""
     path = settings()
