@@ -4,7 +4,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from safelens.screen import layout_of
 from safelens.vlm_cache import Context
-from safelens.vlm_cost import head_flops, language_flops, vision_flops
+from safelens.vlm_cost import (
+    ATTENTION_BACKWARD,
+    head_flops,
+    head_training_flops,
+    language_flops,
+    language_training_flops,
+    lora_flops,
+    lora_parameters,
+    vision_flops,
+    vision_training_flops,
+)
 
 torch.set_num_threads(1)
 
@@ -81,3 +91,52 @@ def test_decoding_costs_what_is_counted(vlm):
     assert context.spent.flops - before == pytest.approx(total, rel=0.03)
     logits = counted(lambda: vlm.logits(hidden[:, -1:]))
     assert head_flops(config, 1) == logits
+
+
+@pytest.mark.parametrize("rank", [None, 8])
+def test_training_costs_what_is_counted(small_vlm, policy, clips, rank):
+    """Two rows on a shared head, forward and backward: all weights, and LoRA."""
+    from safelens.train.embedder import Turns
+    from safelens.train.reasoner import add_adapter
+    from safelens.train.sequences import Example, teacher_forced
+    from safelens.vlm import VisionLanguageModel
+
+    vlm = VisionLanguageModel(*small_vlm(), frame_pixels=48 * 48)
+    turns = Turns(vlm, policy)
+    config = vlm.model.config
+    text, vision = config.text_config, config.vision_config
+    if rank:
+        add_adapter(vlm, rank, 2 * rank)
+        trained = sum(p.numel() for p in vlm.model.parameters() if p.requires_grad)
+        assert lora_parameters(text, rank) == trained
+    [video] = vlm.encode_videos([clips[0].frames], [clips[0].timestamps])
+    prompt, answer = turns.screening(("violence",))
+    batch = [Example(video, ((prompt, answer),))] * 2
+    losses = []
+    forward = counted(lambda: losses.append(teacher_forced(vlm, turns.head, batch).losses[0]))
+    total = forward + counted(losses[0].backward)
+    head, own, grid = len(turns.head), len(video.ids) + len(prompt) + len(answer), video.grid[0]
+    adapter = (
+        0.0 if rank is None else lora_flops(text, head, rank) + 2 * lora_flops(text, own, rank)
+    )
+    tower = vision_flops(vision, *grid.tolist())
+    said = language_flops(text, head, 0) + adapter
+    said += 2 * (language_flops(text, own, head) + head_flops(text, len(answer)) + tower)
+    extra = unseen(text, head, 0) + 2 * unseen(text, own, head)
+    assert said + extra == pytest.approx(forward, rel=1e-6)
+    if rank is None:
+        tower = vision_training_flops(vision, *grid.tolist())
+    whole = language_training_flops(text, head, 0, rank, read=False) + 2 * (
+        language_training_flops(text, own, head, rank)
+        + head_training_flops(text, len(answer), trained=rank is None)
+        + tower
+    )
+    layers = text.num_hidden_layers
+    extra += ATTENTION_BACKWARD * (
+        unseen(text, head, 0) * (layers - 1) / layers + 2 * unseen(text, own, head)
+    )
+    assert whole + extra == pytest.approx(total, rel=1e-6)
+    if rank is None:
+        assert total == pytest.approx(3 * forward, rel=0.06)
+    else:
+        assert total < 2.5 * forward

@@ -86,6 +86,7 @@ class Captioner:
         """
         import torch
         from huggingface_hub import HfApi
+        from safetensors import SafetensorError
 
         name = str(path_or_id)
         local = Path(name).expanduser().is_dir()
@@ -105,7 +106,7 @@ class Captioner:
             raise ValueError(f"dtype {dtype!r}: expected float32, float16 or bfloat16")
         try:
             processor, model = _read(source, weights, local_only=True)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             if local:
                 raise CaptionerError(_load_advice(name, local, error)) from error
             try:

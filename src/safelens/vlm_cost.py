@@ -1,7 +1,8 @@
-"""What a forward pass costs, by formula: floating-point operations of Qwen3-VL-like models.
+"""What a pass costs, by formula: floating-point operations of Qwen3-VL-like models, used and trained.
 
-Counts multiplications and additions of matrix products and attention; norms, activations and rotary
-embeddings are left out. Attention counts what is seen: the causal triangle and the past.
+Knows configurations and lengths; needs no weights. Counts multiplications and additions of matrix products
+and attention; norms, activations and rotary embeddings are left out. Attention counts what is seen: the
+causal triangle and the past.
 """
 
 from __future__ import annotations
@@ -71,3 +72,110 @@ def vision_flops(config: Any, frames: int, height: int, width: int) -> float:
     tokens = patches / config.spatial_merge_size**2
     merging = mergers * 2 * tokens * merged * (merged + config.out_hidden_size)
     return 2 * patches * patch * d + blocks + merging
+
+
+ATTENTION_BACKWARD = 2.5
+"""Attention's backward pass, in forward passes: four products, and the scores computed once more, as fused
+kernels do, which do not keep them."""
+
+
+def lora_flops(config: Any, new: int, rank: int) -> float:
+    """Forward through LoRA's two matrices on each of the language model's seven linear layers a block.
+
+    Args:
+        config: the model's text configuration.
+        new: tokens run.
+        rank: of the adapter.
+    """
+    return config.num_hidden_layers * 2.0 * new * rank * sum(_lora_sides(config))
+
+
+def lora_parameters(config: Any, rank: int) -> int:
+    """Weights of a LoRA adapter on the language model's linear layers.
+
+    Args:
+        config: the model's text configuration.
+        rank: of the adapter.
+    """
+    return int(config.num_hidden_layers * rank * sum(_lora_sides(config)))
+
+
+def language_training_flops(
+    config: Any, new: int, past: int, rank: int | None = None, *, read: bool = True
+) -> float:
+    """Forward and backward through the language model's blocks over ``new`` tokens.
+
+    Where all weights are trained, every matrix product is followed by two of its size: the gradients of
+    its input and of its weights, so linear layers cost three times the forward pass. Under LoRA the frozen
+    weights' gradients fall away, twice the forward pass, and the adapter's own products cost three times
+    theirs. Nothing below the first block is trained then, so its query, key and value projections give
+    their input no gradient.
+
+    Args:
+        config: the model's text configuration.
+        new: tokens run.
+        past: tokens already in the cache, whose keys and values get gradients as well.
+        rank: of LoRA on every linear layer; None trains all weights.
+        read: False for a shared prefix of which only the cache is read: in the last block nothing but
+            keys and values then gets a gradient.
+    """
+    queries, keys, width = _widths(config)
+    seen = new * past + new * (new + 1) / 2
+    qkv = width * (queries + 2 * keys)
+    linear = qkv + queries * width + 3 * width * config.intermediate_size
+    attention = ATTENTION_BACKWARD * 4 * queries * seen
+    layers = config.num_hidden_layers
+    through = layers if read else layers - 1
+    cached = 0 if read else 2 * width * keys
+    inputs = 2.0 * new * (through * linear + cached)
+    forward = language_flops(config, new, past)
+    if rank is None:
+        return forward + 2 * inputs + through * attention
+    sides = sum(_lora_sides(config))
+    cached_sides = 0 if read else 2 * (width + keys)
+    own = 2.0 * new * rank * (through * sides + cached_sides)
+    unneeded = 2.0 * new * (qkv + rank * 3 * width)
+    return (
+        forward + lora_flops(config, new, rank) + inputs + 2 * own - unneeded + through * attention
+    )
+
+
+def head_training_flops(config: Any, tokens: int, *, trained: bool) -> float:
+    """The vocabulary's logits and their gradients.
+
+    Args:
+        config: the model's text configuration.
+        tokens: states read.
+        trained: whether the head's weights get gradients; they do not under LoRA.
+    """
+    return head_flops(config, tokens) * (3 if trained else 2)
+
+
+def vision_training_flops(config: Any, frames: int, height: int, width: int) -> float:
+    """Forward and backward through the vision tower; its pixels need no gradient.
+
+    Args:
+        config: the model's vision configuration.
+        frames: temporal patches.
+        height: patches.
+        width: patches.
+    """
+    patches = frames * height * width
+    patch = config.in_channels * config.temporal_patch_size * config.patch_size**2
+    attention = config.depth * 4 * config.hidden_size * frames * (height * width) ** 2
+    forward = vision_flops(config, frames, height, width)
+    embedding = 2 * patches * patch * config.hidden_size
+    return 3 * forward - embedding + (ATTENTION_BACKWARD - 2) * attention
+
+
+def _widths(config: Any) -> tuple[int, int, int]:
+    """Widths of all queries, of all keys, and of the hidden states."""
+    queries = config.num_attention_heads * config.head_dim
+    return queries, config.num_key_value_heads * config.head_dim, config.hidden_size
+
+
+def _lora_sides(config: Any) -> tuple[int, ...]:
+    """Input and output width together of q, k, v, o, gate, up and down."""
+    queries, keys, width = _widths(config)
+    wide = width + config.intermediate_size
+    return (width + queries, width + keys, width + keys, queries + width, wide, wide, wide)

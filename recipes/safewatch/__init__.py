@@ -1,0 +1,1 @@
+"""Algorithm 1 of the paper at full size; see README.md."""
