@@ -22,6 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.metrics import roc_auc_score
+
+from benchmarks.noise_scores import noise_auroc
 from recipes.stages import Stage, run
 from recipes.tiny import curation, embedder
 from recipes.tiny.__main__ import BASE, HELD, TRAIN, VAL
@@ -30,9 +33,6 @@ from recipes.tiny.data import DrawnReader
 from recipes.tiny.embedder import labelled_records
 from recipes.tiny.fast import screened
 from recipes.tiny.parts import load_vlm, policy, sets_of, use_all_cores
-from sklearn.metrics import roc_auc_score
-
-from benchmarks.noise_scores import noise_auroc
 from safelens.curate.crossfit import cross_fitted_scores
 from safelens.curate.filtering import keep
 from safelens.curate.passes import InfluenceStore

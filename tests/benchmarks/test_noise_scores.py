@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+
 from benchmarks.ekfac import EKFAC, ekfac_scores
 from benchmarks.noise_scores import noise_auroc, of_rank, ranks
-
 from safelens.curate.gradients import SampleGradients
 from safelens.curate.projection import FactoredProjection
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from benchmarks.references import REFERENCES, Problem, autograd_gradients
 
+from benchmarks.references import REFERENCES, Problem, autograd_gradients
 from safelens.curate.filtering import keep
 from safelens.curate.gradients import GradientCollector
 from safelens.curate.influence import ClassMeans, averages

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
+
 from recipes.safewatch.algorithm import algorithm, shown
 from recipes.safewatch.checks import disk, look
 from recipes.safewatch.config import ConfigError, load
 from recipes.safewatch.costs import Lengths, Model, activation_bytes, captioner_flops
 from recipes.safewatch.plan import plan
-from torch.utils.flop_counter import FlopCounterMode
-from typer.testing import CliRunner
-
 from safelens.cli import app
 from safelens.data.records import read_records, write_records
 from safelens.safeworld.writer import write_dataset

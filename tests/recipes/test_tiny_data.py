@@ -4,9 +4,9 @@ import random
 from pathlib import Path
 
 import pytest
+
 from recipes.tiny.data import DrawnClips, DrawnReader, draw
 from recipes.tiny.reading import deliberated, phrase_in, quoted, readable, repeated
-
 from safelens.policy import Policy
 
 

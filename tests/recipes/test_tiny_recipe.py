@@ -42,9 +42,7 @@ def small(goal: Stage) -> Stage:
     made: dict[str, Stage] = {}
     for stage in in_order(goal):
         needs = tuple(made[need.name] for need in stage.needs)
-        made[stage.name] = replace(
-            stage, settings=stage.settings | SMALL[stage.name], needs=needs
-        )
+        made[stage.name] = replace(stage, settings=stage.settings | SMALL[stage.name], needs=needs)
     return made[goal.name]
 
 
@@ -57,7 +55,9 @@ def undisturbed(tmp_path_factory) -> Path:
 
 def test_what_it_packs_moderates(undisturbed, tmp_path):
     stages = {stage.name: stage for stage in in_order(small(REASONER))}
-    parts = {s.name: stages[s.name].folder(undisturbed) for s in (EMBEDDER, CAPTIONER, FAST, REASONER)}
+    parts = {
+        s.name: stages[s.name].folder(undisturbed) for s in (EMBEDDER, CAPTIONER, FAST, REASONER)
+    }
     pack(parts, tmp_path / "bundle")
     with SafeLens.load(str(tmp_path / "bundle")) as lens:
         found = lens.moderate(next((ROOT / "samples").glob("safe*.mp4"))).verdict
@@ -82,7 +82,11 @@ def test_killed_at_random_moments_it_ends_with_the_same_numbers(undisturbed, tmp
         break
     assert kills >= 2
     for stage in in_order(small(REASONER)):
-        for file in ("records.jsonl", "adapter/adapter_model.safetensors", "model/model.safetensors"):
+        for file in (
+            "records.jsonl",
+            "adapter/adapter_model.safetensors",
+            "model/model.safetensors",
+        ):
             one, other = (stage.folder(root) / file for root in (undisturbed, tmp_path))
             if one.exists():
                 assert one.read_bytes() == other.read_bytes(), f"{stage.name}: {file}"
