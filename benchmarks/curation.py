@@ -30,9 +30,8 @@ from recipes.tiny import curation, embedder
 from recipes.tiny.__main__ import BASE, HELD, TRAIN, VAL
 from recipes.tiny.check import class_accuracy
 from recipes.tiny.data import DrawnReader
-from recipes.tiny.embedder import labelled_records
 from recipes.tiny.fast import screened
-from recipes.tiny.parts import load_vlm, policy, sets_of, use_all_cores
+from recipes.tiny.parts import labelled_records, load_vlm, policy, sets_of, use_all_cores
 from safelens.curate.crossfit import cross_fitted_scores
 from safelens.curate.filtering import keep
 from safelens.curate.passes import InfluenceStore

@@ -46,19 +46,22 @@ LABELS = Stage(
     {"clips": 8_000, "noise": 0.25, "kind": "confusion", "seed": SEED},
     (TRAIN, HELD),
 )
+CAPTIONS = Stage(
+    "captions", curation.caption, {"batch": 128}, (TRAIN, HELD, VAL, LABELS, CAPTIONER)
+)
 LEARNING = {"batch": 32, "lr": 1e-3, "muon_lr": 0.015, "warmup": 20, "boolean_weight": 0.5}
 """How labels are learned, be they wrong or kept by the filter."""
 NOISY = Stage(
     "noisy",
     embedder.learn_labels,
-    LEARNING | {"see": 150, "steps": 380, "seed": 1, "deliberate": False},
-    (TRAIN, LABELS, BASE),
+    LEARNING | {"see": 0, "steps": 180, "seed": 1, "deliberate": False, "read_captions": True},
+    (TRAIN, LABELS, BASE, CAPTIONS),
 )
 INFLUENCE = Stage(
     "influence",
     curation.find_influence,
-    {"rank": 16, "seed": 0, "batch": 16},
-    (TRAIN, HELD, VAL, LABELS, NOISY),
+    {"rank": 16, "seed": 0, "batch": 16, "read_captions": True},
+    (TRAIN, HELD, VAL, LABELS, NOISY, CAPTIONS),
 )
 FILTER = Stage("filter", curation.filter_labels, {"score": "whitened"}, (LABELS, INFLUENCE))
 EMBEDDER = Stage(
@@ -73,7 +76,6 @@ FAST = Stage(
     {"folds": 5, "steps": 1500, "lr": 1e-3, "patience": 20, "false_refusal_rate": 0.01},
     (HELD, VAL, FILTER, EMBEDDER),
 )
-CAPTIONS = Stage("captions", curation.caption, {"batch": 64}, (HELD, FILTER, CAPTIONER))
 TRACES = Stage("traces", curation.write_traces, {}, (FAST, CAPTIONS))
 REASONER = Stage(
     "reasoner",

@@ -13,8 +13,14 @@ from rich.progress import Progress, track
 
 from recipes.tiny.captioner import MAX_TOKENS
 from recipes.tiny.data import DrawnReader
-from recipes.tiny.embedder import labelled_records
-from recipes.tiny.parts import load_vlm, policy, sets_of, use_all_cores
+from recipes.tiny.parts import (
+    labelled_records,
+    load_vlm,
+    policy,
+    sets_of,
+    use_all_cores,
+    with_captions,
+)
 from safelens.captioner import Captioner
 from safelens.curate.captions import captioned
 from safelens.curate.filtering import keep
@@ -28,7 +34,6 @@ from safelens.curate.trace_rules import RuleGenerator
 from safelens.curate.traces import TraceRun
 from safelens.data.records import read_records, write_records
 from safelens.train.embedder import Turns
-from safelens.verdict import Caption
 
 
 def draw_labels(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
@@ -55,8 +60,11 @@ def find_influence(out: Path, settings: dict[str, Any], needs: dict[str, Path]) 
     sets = sets_of(needs)
     reader = DrawnReader(sets, "small")
     collector = GradientCollector(vlm, turns.layout.head)
-    train = RecordSamples(labelled_records(needs), turns, reader)
-    val = RecordSamples(sets["val"].records("val")[: settings.get("val")], turns, reader)
+    read = settings["read_captions"]
+    parts = [labelled_records(needs), sets["val"].records("val")[: settings.get("val")]]
+    if read:
+        parts = [with_captions(records, needs) for records in parts]
+    train, val = (RecordSamples(r, turns, reader, read_captions=read) for r in parts)
     with Progress() as progress:
         bar = progress.add_task("gradients", total=len(train.ids) + len(val.ids))
         work = Collection(
@@ -93,14 +101,15 @@ def filter_labels(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -
 
 
 def caption(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
-    """Stage: Algorithm 1, line 14, for the kept part of ``held``; a line a clip, kept as they come."""
+    """Stage: Algorithm 1, line 14, for all that is labelled and the validation set; a line a clip."""
     use_all_cores()
-    records = [r for r in labelled_records(needs) if r.video.startswith("held/")]
+    sets = sets_of(needs)
+    records = labelled_records(needs) + sets["val"].records("val")
     captioner = Captioner.load(needs["captioner"] / "model", max_new_tokens=MAX_TOKENS)
     log = LineLog(out / "captions.jsonl")
-    done = {line["id"] for line in log.read()}
+    done = log.ids()
     bare = [r.model_copy(update={"captions": ()}) for r in records if r.id not in done]
-    reader = DrawnReader(sets_of(needs), "large")
+    reader = DrawnReader(sets, "large")
     for record, _ in track(
         captioned(bare, reader, captioner, batch=settings["batch"]),
         total=len(bare),
@@ -112,15 +121,7 @@ def caption(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None
 
 def write_traces(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
     """Stage: Algorithm 1, lines 15-16: responses as reasoning over captions and scores."""
-    lines = map(json.loads, (needs["captions"] / "captions.jsonl").read_text().splitlines())
-    told = {line["id"]: line["captions"] for line in lines}
-    records = []
-    for record in read_records(needs["fast"] / "records.jsonl"):
-        captions = tuple(
-            Caption(time_s=old.time_s, text=new)
-            for old, new in zip(record.captions, told[record.id], strict=True)
-        )
-        records.append(record.model_copy(update={"captions": captions}))
+    records = with_captions(read_records(needs["fast"] / "records.jsonl"), needs)
     run = TraceRun(
         out / "records.jsonl", policy(), RuleGenerator(policy()), settings={"generator": "rules"}
     )

@@ -15,15 +15,17 @@ from recipes.tiny.parts import (
     FRAME_PIXELS,
     SEED,
     TEXT,
+    labelled_records,
     load_vlm,
     policy,
     save_vlm,
     sets_of,
     use_all_cores,
+    with_captions,
 )
 from recipes.tiny.reading import Text, deliberated, filled_in, quoted, readable, repeated
 from safelens import prompts
-from safelens.data.records import Record, read_records
+from safelens.data.records import Record
 from safelens.train.clips import ClipBatches, labelled
 from safelens.train.embedder import DESCRIBE, Task, train_embedder
 from safelens.train.loop import LoopConfig
@@ -96,11 +98,13 @@ def learn_labels(out: Path, settings: dict[str, Any], needs: dict[str, Path]) ->
 
     ``settings["see"]`` batches come first that show labels to the auxiliary head alone: cheap, without the
     policy. With ``settings["deliberate"]`` every third batch after them trains the reasoned answer and
-    every twelfth reading.
+    every twelfth reading. With ``settings["read_captions"]`` the captioner's captions stand in the prompt.
     """
     vlm = load_vlm(needs["base"])
     records = [r for r in labelled_records(needs) if r.video.startswith("train/")]
     told = readable(records)
+    if settings.get("read_captions"):
+        records = with_captions(records, needs)
 
     def texts_at(number: int) -> list[Text]:
         rng = random.Random(f"{SEED}/labels/{number}")
@@ -114,12 +118,6 @@ def learn_labels(out: Path, settings: dict[str, Any], needs: dict[str, Path]) ->
         return "read" if settings["deliberate"] and number % 12 == 7 else "screen"
 
     _train(vlm, records, out, settings, needs, task_of, texts_at, auxiliary=1.0)
-
-
-def labelled_records(needs: dict[str, Path]) -> list[Record]:
-    """What the filter kept, or all that is labelled where no filter is needed."""
-    folder = needs.get("filter") or needs["labels"]
-    return read_records(folder / "records.jsonl")
 
 
 def _train(
@@ -154,6 +152,7 @@ def _train(
             texts_at=texts_at,
             auxiliary=auxiliary,
             boolean_weight=settings.get("boolean_weight", 0.0),
+            read_captions=settings.get("read_captions", False),
         )
     finally:
         batches.close()

@@ -13,8 +13,7 @@ from typing import Any
 from rich.progress import Progress
 
 from recipes.tiny.data import DrawnReader
-from recipes.tiny.embedder import labelled_records
-from recipes.tiny.parts import SEED, load_vlm, policy, sets_of, use_all_cores
+from recipes.tiny.parts import SEED, labelled_records, load_vlm, policy, sets_of, use_all_cores
 from safelens.curate.crossfit import cross_fitted_scores
 from safelens.data.records import Record, write_records
 from safelens.domain import DomainGuard

@@ -6,13 +6,17 @@ Knows where stages leave things. Knows nothing of how anything is trained.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from recipes.tiny.data import SMALL, DrawnClips
+from safelens.curate.line_log import LineLog
+from safelens.data.records import Record, read_records
 from safelens.policy import Policy
+from safelens.verdict import Caption
 from safelens.vlm import VisionLanguageModel
 
 SEED = 20261121
@@ -52,3 +56,28 @@ def save_vlm(vlm: VisionLanguageModel, folder: Path) -> None:
     """Where `load_vlm` finds it."""
     vlm.model.save_pretrained(folder / "model")
     vlm.processor.save_pretrained(folder / "model")
+
+
+def labelled_records(needs: dict[str, Path]) -> list[Record]:
+    """What the filter kept, or all that is labelled where no filter is needed."""
+    folder = needs.get("filter") or needs["labels"]
+    return read_records(folder / "records.jsonl")
+
+
+def with_captions(records: Sequence[Record], needs: dict[str, Path]) -> list[Record]:
+    """Records with the captioner's captions in place of the drawn ones."""
+    told = {
+        line["id"]: line["captions"]
+        for line in LineLog(needs["captions"] / "captions.jsonl").read()
+    }
+    return [
+        record.model_copy(
+            update={
+                "captions": tuple(
+                    Caption(time_s=old.time_s, text=new)
+                    for old, new in zip(record.captions, told[record.id], strict=True)
+                )
+            }
+        )
+        for record in records
+    ]

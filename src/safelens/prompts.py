@@ -107,12 +107,6 @@ def deliberation_request(
         ValueError: When the scores are not those of the policy's labels, or not in 0..1.
     """
     parts = []
-    if captions:
-        parts.append(_CAPTIONS)
-        parts += [
-            f"Frame-{i} ({caption.time_s:.1f} s): {plain_text(caption.text)}"
-            for i, caption in enumerate(captions)
-        ]
     if scores is not None:
         _check_scores(policy, scores)
         parts.append(_SCORES)
@@ -122,7 +116,16 @@ def deliberation_request(
             for label, name in zip(policy.labels, names, strict=True)
         ]
     parts.append(_DELIBERATE)
-    return "\n" + "\n".join(parts)
+    return frame_captions(captions) + "\n" + "\n".join(parts)
+
+
+def frame_captions(captions: Sequence[Caption]) -> str:
+    """The section that tells the captions, one per frame in time order; empty for none."""
+    lines = [
+        f"Frame-{i} ({caption.time_s:.1f} s): {plain_text(caption.text)}"
+        for i, caption in enumerate(captions)
+    ]
+    return "\n" + "\n".join([_CAPTIONS, *lines]) if lines else ""
 
 
 def guardrail_answer(policy: Policy, labels: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from safelens.cli import app
 from safelens.curate import passes
+from safelens.curate.passes import InfluenceStore
 from safelens.data.records import read_records, write_records
 from safelens.safeworld.writer import write_dataset
 
@@ -123,6 +124,29 @@ def test_interrupted_and_continued_gives_the_same(finished, world, vlm_dir, tmp_
         assert (a["id"], a["kept"]) == (b["id"], b["kept"])
         if a["own"] is not None:
             assert a["own"] == pytest.approx(b["own"], rel=1e-3, abs=1e-5)
+
+
+def test_captions_in_the_prompt_change_gradients_and_a_record_without_is_named(
+    world, vlm_dir, finished, tmp_path
+):
+    bare = [
+        r.model_copy(update={"captions": (), "video": str(r.video_path(world[0]))})
+        if i == 0
+        else r.model_copy(update={"video": str(r.video_path(world[0]))})
+        for i, r in enumerate(read_records(world[0]))
+    ]
+    write_records(tmp_path / "records.jsonl", bare)
+    arguments = ["influence", tmp_path / "records.jsonl", "--model", vlm_dir, "--rank", 4, *FRAME]
+    done = run(*arguments, "--out", tmp_path / "run", "--read-captions")
+    assert done.exit_code == 1
+    assert f"{bare[0].id}: no captions" in done.stderr
+    told, untold = (
+        InfluenceStore.open(folder / "checkpoint-0").rows("train").to_pylist()
+        for folder in (tmp_path / "run", finished[0])
+    )
+    for a, b in zip(told, untold, strict=True):
+        if a["z"] and b["z"]:
+            assert abs(a["loss"] - b["loss"]) > 1e-4
 
 
 def test_wrong_use_is_said(world, vlm_dir, finished, tmp_path):

@@ -44,6 +44,18 @@ def test_one_caption_per_frame_as_the_cascade_will_give_it(captioner, reader, cl
     assert len({given.captions for given, _ in found}) == 3
 
 
+@pytest.mark.parametrize("batch", [1, 9, 64])
+def test_clips_that_share_a_batch_keep_their_own_captions(captioner, reader, clips, batch):
+    names = ["0", "1", "nope", "2", "0"]
+    found = list(captioned([record(n) for n in names], reader, captioner, batch=batch))
+    assert [given.id for given, _ in found] == names
+    for (given, reason), name in zip(found, names, strict=True):
+        if name == "nope":
+            assert reason
+            continue
+        assert given.captions == captioner.describe(clips[int(name)])
+
+
 def test_what_has_captions_is_left_as_it_is_unless_asked_for(captioner, reader):
     told = record("1", captions=(Caption(time_s=0.5, text="A cat."),))
     found = dict.fromkeys("012")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from safelens import prompts
 from safelens.train.embedder import LabelledClip, Turns, class_target, train_embedder
 from safelens.train.loop import LoopConfig
 from safelens.train.reasoner import AugmentedClip, train_reasoner
@@ -104,6 +105,28 @@ def test_embedder_learns_and_resumes_through_all_its_tasks(fresh, policy, clips,
     assert rows[9]["guardrail"] < rows[5]["guardrail"]
     assert "description" in rows[7]
     assert rows[8]["reading"] < rows[6]["reading"]
+
+
+def test_captions_in_the_prompt_stand_between_question_and_closing(fresh, policy, clips, tmp_path):
+    turns = Turns(fresh, policy)
+    [clip] = labelled(fresh, clips[:1], [("abuse",)])
+    bare, answer = turns.screening(clip.labels)
+    told, same = turns.screening(clip.labels, clip.captions)
+    assert torch.equal(answer, same)
+    texts = [fresh.tokenizer.decode(ids) for ids in (bare, told)]
+    section = prompts.frame_captions(clip.captions)
+    at = len(fresh.tokenizer.decode(turns.question))
+    assert texts[1] == texts[0][:at] + section + texts[0][at:]
+
+    config = LoopConfig(steps=1, warmup=1, lr=0.0, muon_lr=None)
+    losses = {}
+    for read in (False, True):
+        out = tmp_path / str(read)
+        train_embedder(fresh, policy, lambda s: [clip], out, config, read_captions=read)
+        losses[read] = json.loads((out / "log.jsonl").read_text())["guardrail"]
+    expected = teacher_forced(fresh, turns.head, [Example(clip.video, ((told, answer),))])
+    assert losses[True] == pytest.approx(expected.losses[0].item(), abs=1e-3)
+    assert losses[True] != losses[False]
 
 
 def test_reading_is_scored_as_each_text_alone_would_be(fresh, policy, clips, tmp_path):

@@ -36,6 +36,14 @@ VideosRoot = Annotated[
 PolicyName = Annotated[str, typer.Option("--policy", help="Policy file or name.")]
 Embedder = Annotated[str, typer.Option("--model", help="The embedder: directory or hub id.")]
 FramePixels = Annotated[int, typer.Option(min=1, help="Pixels of a frame as the model sees it.")]
+ReadCaptions = Annotated[
+    bool,
+    typer.Option(
+        "--read-captions",
+        help="The records' captions stand in the prompt, behind the question: what a caption tells, a "
+        "small model need not see (not the paper's).",
+    ),
+]
 LayoutOption = Annotated[LayoutName, typer.Option("--layout", help="Order of the prompt.")]
 ProbeSteps = Annotated[int, typer.Option("--steps", min=1, help="Most optimizer steps of a probe.")]
 ProbeRate = Annotated[float, typer.Option("--lr", min=0, help="Learning rate of AdamW.")]

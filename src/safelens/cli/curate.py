@@ -22,6 +22,7 @@ from safelens.cli._options import (
     Data,
     FramePixels,
     PolicyName,
+    ReadCaptions,
     VideosRoot,
     fail,
 )
@@ -83,6 +84,7 @@ def influence(
     ] = 16,
     seed: Annotated[int, typer.Option(help="Of the projection.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Samples that are run together.")] = 8,
+    read_captions: ReadCaptions = False,
 ) -> None:
     """Take every training sample's gradient once, and store its influence on each class.
 
@@ -100,6 +102,7 @@ def influence(
         "rank": rank,
         "seed": seed,
         "frame_pixels": frame_pixels,
+        "read_captions": read_captions,
         "train": _digest(train),
         "val": _digest(validation),
     }
@@ -234,11 +237,12 @@ def _collect(
             batch,
             bar.advance,
         )
-        work.validation_pass(RecordSamples(val, turns, reader))
+        read = bool(about["read_captions"])
+        work.validation_pass(RecordSamples(val, turns, reader, read_captions=read))
         state.wait_for_everyone()
         means = work.validation_means()
         bar.begin("training", -(-len(train) // share.of))
-        work.training_pass(RecordSamples(train, turns, reader), means)
+        work.training_pass(RecordSamples(train, turns, reader, read_captions=read), means)
     state.wait_for_everyone()
 
 

@@ -33,6 +33,7 @@ from safelens.cli._options import (
     PolicyName,
     ProbeRate,
     ProbeSteps,
+    ReadCaptions,
     ScreenBatch,
     VideosRoot,
     fail,
@@ -82,14 +83,25 @@ def embedder(
     seed: Seed = 0,
     frame_pixels: FramePixels = 448 * 448,
     layout: LayoutOption = LayoutName.policy_first,
+    read_captions: ReadCaptions = False,
 ) -> None:
-    """Fine-tune a vision-language model on the guardrail answer (Algorithm 1, lines 1 and 9)."""
+    """Fine-tune a vision-language model on the guardrail answer (Algorithm 1, lines 1 and 9).
+
+    With --read-captions it is no embedder of S1's, which has none, but a model for `curate influence`.
+    """
     from safelens.train.clips import labelled
     from safelens.train.embedder import train_embedder
     from safelens.train.loop import processes
     from safelens.train.reasoner import add_adapter, merge_adapter
 
     records, used = _records(data, videos_root, policy, split)
+    if read_captions:
+        told = [record for record in records if record.captions]
+        if len(told) < len(records):
+            typer.echo(f"{len(records) - len(told)} records without captions left out", err=True)
+        if not told:
+            fail(f"no record of {data} has captions; `safelens curate captions` adds them")
+        records = told
     vlm = load_vlm(model, frame_pixels)
     with _clips(records, batch, seed) as batches, stopping():
         if rank:
@@ -101,6 +113,7 @@ def embedder(
             out,
             _config(len(records), epochs, batch, accumulate, lr, bf16, seed),
             auxiliary=0.0,
+            read_captions=read_captions,
             layout=layout.value,
         )
         if rank:

@@ -6,13 +6,16 @@ run goes on, is the caller's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+
+import numpy as np
 
 from safelens.captioner import Captioner
 from safelens.data.records import Record
 from safelens.train.clips import ClipReader, clips_ahead
-from safelens.video import VideoError
+from safelens.verdict import Caption
+from safelens.video import Clip
 
 
 def captioned(
@@ -32,7 +35,7 @@ def captioned(
         records: Their videos' paths can be opened as they are.
         reader: Its `read(path)` gives a record's clip; `VideoError` where it cannot.
         captioner: Describes frames.
-        batch: Frames in a forward pass.
+        batch: Frames in a forward pass, of one clip or of several.
         replace: Caption anew what has captions; else such a record is given as it is, and its video
             is not opened.
 
@@ -41,14 +44,34 @@ def captioned(
     """
     every = list(records)
     wanted = (record for record in every if replace or not record.captions)
+    waiting: list[tuple[Record, Clip]] = []
     with closing(clips_ahead(wanted, reader)) as clips:
         for record in every:
-            if record.captions and not replace:
-                yield record, None
+            clip = None if record.captions and not replace else next(clips)[1]
+            if isinstance(clip, Clip) and (not waiting or _fits(waiting, clip, batch)):
+                waiting.append((record, clip))
                 continue
-            _, clip = next(clips)
-            if isinstance(clip, VideoError):
-                yield record, clip.message
+            yield from _described(waiting, captioner, batch)
+            waiting = []
+            if isinstance(clip, Clip):
+                waiting.append((record, clip))
             else:
-                captions = captioner.describe(clip, batch)
-                yield record.model_copy(update={"captions": captions}), None
+                yield record, clip.message if clip is not None else None
+        yield from _described(waiting, captioner, batch)
+
+
+def _fits(waiting: Sequence[tuple[Record, Clip]], clip: Clip, batch: int) -> bool:
+    """Whether a clip can be captioned together with those that wait: frames of one size, in one batch."""
+    frames = sum(len(c.frames) for _, c in waiting) + len(clip.frames)
+    return frames <= batch and clip.frames.shape[1:] == waiting[0][1].frames.shape[1:]
+
+
+def _described(
+    waiting: Sequence[tuple[Record, Clip]], captioner: Captioner, batch: int
+) -> Iterator[tuple[Record, None]]:
+    if not waiting:
+        return
+    texts = iter(captioner.caption(np.concatenate([c.frames for _, c in waiting]), batch))
+    for record, clip in waiting:
+        captions = tuple(Caption(time_s=float(t), text=next(texts)) for t in clip.timestamps)
+        yield record.model_copy(update={"captions": captions}), None

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 from safelens.curate.passes import CurationError, Unusable
 from safelens.data.records import Record
+from safelens.train.clips import ClipReader
 from safelens.train.embedder import Turns
 from safelens.train.sequences import Example
-from safelens.video import VideoError, VideoReader
+from safelens.video import VideoError
 
 
 class RecordSamples:
@@ -23,13 +24,22 @@ class RecordSamples:
         records: The samples; their videos' paths can be opened as they are.
         turns: Gives model, policy, question and answer.
         reader: Decodes.
+        read_captions: The records' captions stand in the prompt, as in the training of such a model.
 
     Raises:
         CurationError: A label is not of the policy.
     """
 
-    def __init__(self, records: Sequence[Record], turns: Turns, reader: VideoReader) -> None:
+    def __init__(
+        self,
+        records: Sequence[Record],
+        turns: Turns,
+        reader: ClipReader,
+        *,
+        read_captions: bool = False,
+    ) -> None:
         self._records = records
+        self._read_captions = read_captions
         self._turns = turns
         self._reader = reader
         classes = turns.policy.labels
@@ -44,11 +54,14 @@ class RecordSamples:
         self.labels = [classes.index(record.label) for record in records]
 
     def example(self, row: int) -> Example:
-        """The sample; `Unusable` where its video cannot be read."""
+        """The sample; `Unusable` where its video cannot be read or captions are missing."""
         record = self._records[row]
+        if self._read_captions and not record.captions:
+            raise Unusable(f"{record.id}: no captions; `safelens curate captions` adds them")
         try:
             clip = self._reader.read(record.video)
         except VideoError as error:
             raise Unusable(f"{record.id}: {error.message}") from error
         [video] = self._turns.vlm.encode_videos([clip.frames], [clip.timestamps])
-        return Example(video, (self._turns.screening(record.labels),))
+        captions = record.captions if self._read_captions else ()
+        return Example(video, (self._turns.screening(record.labels, captions),))

@@ -72,10 +72,13 @@ class Turns:
         self.head_without_policy = vlm.ids(vlm.layout("").head)
         self._end = vlm.ids(vlm.tokenizer.eos_token)
 
-    def screening(self, labels: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The question and its GUARDRAIL answer."""
+    def screening(
+        self, labels: Sequence[str], captions: Sequence[Caption] = ()
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The question, behind it captions if there are any, and its GUARDRAIL answer."""
+        told = self.vlm.ids(prompts.frame_captions(captions)) if captions else self.question[:0]
         answer = self.vlm.ids(prompts.guardrail_answer(self.policy, labels))
-        return torch.cat([self.question, self.closing]), torch.cat([answer, self._end])
+        return torch.cat([self.question, told, self.closing]), torch.cat([answer, self._end])
 
     def caption(self, caption: Caption, *, first: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """A turn that asks what is seen at one moment; ``first`` if it directly follows the video."""
@@ -140,6 +143,7 @@ def train_embedder(
     texts_at: Callable[[int], list[tuple[str, str]]] | None = None,
     auxiliary: float = 0.5,
     boolean_weight: float = 0.0,
+    read_captions: bool = False,
     layout: Layout = "policy_first",
 ) -> None:
     """Train the weights of ``vlm`` that require a gradient, in place.
@@ -155,6 +159,8 @@ def train_embedder(
         auxiliary: weight of the auxiliary head's loss; 0 leaves the head out.
         boolean_weight: in batches that train `screen`, of an added loss on the answer's booleans alone: a
             few tokens of an answer that is otherwise always the same.
+        read_captions: captions stand in the prompt of `screen`, as they do in S2's, in place of a turn
+            that asks for one.
         layout: order of the prompt.
     """
     turns = Turns(vlm, policy, layout)
@@ -193,9 +199,9 @@ def train_embedder(
         return {"loss": loss, "description": loss}
 
     def screening(step: int, clips: list[LabelledClip]) -> dict[str, torch.Tensor]:
-        answers = [turns.screening(clip.labels) for clip in clips]
+        answers = [turns.screening(c.labels, c.captions if read_captions else ()) for c in clips]
         examples = [Example(c.video, (a,)) for c, a in zip(clips, answers, strict=True)]
-        captioned = all(clip.captions for clip in clips)
+        captioned = all(clip.captions for clip in clips) and not read_captions
         if captioned:
             asked = [
                 c.captions[one] for c, (one, _) in zip(clips, _two_frames(clips, step), strict=True)
@@ -212,7 +218,8 @@ def train_embedder(
             found |= {"loss": found["loss"] + boolean_weight * booleans, "booleans": booleans}
         if captioned:
             found |= {"loss": found["loss"] + 0.5 * scored.losses[1], "captions": scored.losses[1]}
-        return with_classes(found, clips, examples, scored, len(turns.closing))
+        cut = 0 if read_captions else len(turns.closing)
+        return with_classes(found, clips, examples, scored, cut)
 
     def deliberating(step: int, clips: list[LabelledClip]) -> dict[str, torch.Tensor]:
         examples = [
