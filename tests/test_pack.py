@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -68,8 +67,8 @@ def test_parts_become_a_bundle_that_names_no_machine(parts, out, tmp_path):
     assert "| probe | SHA-256 `" in card
 
 
-def test_tiny_packed_again_is_the_same_to_the_byte(tmp_path, monkeypatch, capsys):
-    from recipes.tiny import pack as recipe
+def test_tiny_packed_again_is_the_same_to_the_byte(tmp_path, capsys):
+    from recipes.tiny.pack import pack as pack_tiny
 
     tiny = packaged_bundles()["tiny"]
     work = tmp_path / "work"
@@ -77,7 +76,7 @@ def test_tiny_packed_again_is_the_same_to_the_byte(tmp_path, monkeypatch, capsys
         ("model", "embedder/model"),
         ("captioner", "captioner/model"),
         ("deliberate", "reasoner/adapter"),
-        ("probe", "probe"),
+        ("probe", "fast/probe"),
     ):
         shutil.copytree(tiny / name, work / part)
     trained = work / "reasoner/adapter/adapter_config.json"
@@ -86,12 +85,11 @@ def test_tiny_packed_again_is_the_same_to_the_byte(tmp_path, monkeypatch, capsys
     config |= {"base_model_name_or_path": "/where/it/was", "alora_invocation_tokens": None}
     trained.write_text(json.dumps(config))
     (work / "reasoner/adapter/README.md").write_text("base_model: /where/it/was")
-    shutil.copy(tiny / "domain.safetensors", work)
+    shutil.copy(tiny / "domain.safetensors", work / "fast")
     out = tmp_path / "tiny"
     shutil.copytree(tiny, out)
     (out / "stale.txt").write_text("of an older bundle")
-    monkeypatch.setattr(sys, "argv", ["pack", str(work), str(out)])
-    recipe.main()
+    pack_tiny({name: work / name for name in ("embedder", "captioner", "fast", "reasoner")}, out)
     assert (out / "bundle.yaml").read_bytes() == (tiny / "bundle.yaml").read_bytes()
     assert not (out / "stale.txt").exists()
     assert Bundle.load(out).sha256 in capsys.readouterr().out

@@ -132,25 +132,25 @@ class Model:
         )
 
     def influence_flops(self, n: Lengths) -> float:
-        """One clip's gradient at the last block, whose part runs on the whole sequence, head included.
+        """One clip's gradient at the last block.
 
-        Forward through all blocks but the last; in the last forward, the gradients of every layer's
-        output, and each layer's weight gradient. Products with the class means are left out: they are
-        less than a thousandth.
+        Forward through all blocks but the last; in the last the screening's tokens forward, of the head
+        the projections before attention alone; the gradients of every layer's output, and each layer's
+        weight gradient. Products with the class means are left out: they are less than a thousandth.
         """
-        t, whole = self.text, n.head + n.screening
+        t, own = self.text, n.screening
         blocks = t.num_hidden_layers
         queries = t.num_attention_heads * t.head_dim
         keys = t.num_key_value_heads * t.head_dim
         behind = queries * t.hidden_size + 3 * t.hidden_size * t.intermediate_size
-        linear = behind + t.hidden_size * (queries + 2 * keys)
-        attention = 4 * queries * whole * (whole + 1) / 2
+        before = t.hidden_size * (queries + 2 * keys)
+        attention = 4 * queries * (own * n.head + own * (own + 1) / 2)
         return (
-            language_flops(t, n.screening, n.head) * (blocks - 1) / blocks
+            language_flops(t, own, n.head) * (blocks - 1) / blocks
             + vision_flops(self.config.vision_config, *n.grid)
-            + (2 * linear * whole + attention)
-            + (2 * behind * whole + ATTENTION_BACKWARD * attention)
-            + 2 * linear * whole
+            + (2 * (before + behind) * own + 2 * before * n.head + attention)
+            + (2 * behind * own + ATTENTION_BACKWARD * attention)
+            + (2 * (before + behind) * own + 4 * t.hidden_size * keys * n.head)
             + head_training_flops(t, n.answer, trained=False)
         )
 

@@ -84,18 +84,18 @@ def test_captions_are_those_of_the_captioner_frame_by_frame(captioned, world, ca
 def test_captions_go_on_after_an_interruption_and_a_kill(
     captioned, world, captioner_dir, tmp_path, monkeypatch
 ):
-    describe, calls = Captioner.describe, []
+    caption, calls = Captioner.caption, []
 
-    def interrupting(self, clip, batch_size=8):
-        calls.append(clip.path)
+    def interrupting(self, frames, batch_size=8):
+        calls.append(len(frames))
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return describe(self, clip, batch_size)
+        return caption(self, frames, batch_size)
 
-    monkeypatch.setattr(Captioner, "describe", interrupting)
+    monkeypatch.setattr(Captioner, "caption", interrupting)
     out = tmp_path / "c.jsonl"
     arguments = ["curate", "captions", world[0], "--out", out, "--captioner", captioner_dir]
-    arguments += ["--max-new-tokens", 4]
+    arguments += ["--batch", 1, "--max-new-tokens", 4]  # a clip at a time
     stopped = run(*arguments)
     assert stopped.exit_code == 130
     assert "what is written is whole" in stopped.stderr
@@ -131,7 +131,8 @@ def test_scores_are_of_probes_that_did_not_train_on_them(scored, captioned, poli
 def test_traces_and_the_reasoner_read_the_result(scored, vlm_dir, tmp_path):
     traces = tmp_path / "traces.jsonl"
     told = run("curate", "traces", scored[0], "--out", traces, "--generator", "rules")
-    assert "left out" not in told.stderr, told.output
+    # an untrained captioner misreads what a sign says; such records are named
+    assert told.stderr.count("misread the text") == told.stderr.count("left out"), told.output
     assert len(read_records(traces)) >= 8, told.output
     done = run("train", "reasoner", traces, "--model", vlm_dir, "--out", tmp_path / "s2",
                "--epochs", 0.3, "--batch", 2, "--rank", 2, *FRAME)  # fmt: skip

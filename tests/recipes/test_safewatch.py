@@ -20,32 +20,26 @@ from recipes.safewatch.costs import Lengths, Model, activation_bytes, captioner_
 from recipes.safewatch.plan import plan
 from safelens.cli import app
 from safelens.data.records import read_records, write_records
+from safelens.policy import Policy
 from safelens.safeworld.writer import write_dataset
 
 FULL = Path(__file__).parents[2] / "recipes" / "safewatch" / "safewatch.yaml"
 PIXELS = 48 * 48
 
 
-def curate_commands():
-    return {
-        c.name for c in __import__("safelens.cli.curate", fromlist=["app"]).app.registered_commands
-    }
-
-
-HAS_BOTH = {"captions", "scores"} <= curate_commands()
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """SafeWorld with confused labels; every class among training and validation records."""
+    """SafeWorld's clips under labels that take turns: enough of every class in each part to be filtered."""
     out = tmp_path_factory.mktemp("world")
-    write_dataset(out, clips=56, seed=3, noise=0.25, noise_kind="confusion")
-    records = [
-        r.model_copy(update={"split": "val" if i % 4 == 3 else "train"})
-        for i, r in enumerate(read_records(out / "records.jsonl"))
-    ]
-    held = {r.label for r in records if r.split == "val"}
-    write_records(out / "records.jsonl", [r for r in records if r.label in held])
+    write_dataset(out, clips=84, seed=3)
+    classes = Policy.load("default").labels
+    records = []
+    for i, record in enumerate(read_records(out / "records.jsonl")):
+        name = classes[i % len(classes)]
+        labels = () if name == "safe" else (name,)
+        split = "val" if i % 4 == 3 else "train"
+        records.append(record.model_copy(update={"labels": labels, "split": split}))
+    write_records(out / "records.jsonl", records)
     return out / "records.jsonl"
 
 
@@ -120,8 +114,6 @@ def test_every_command_takes_its_arguments(settings):
     for path in (FULL, settings(scores={"folds": None, "held_out": 0.2})):
         for stage in algorithm(load(path)):
             for words in stage.settings["commands"]:
-                if words[0] == "curate" and words[1] not in curate_commands():
-                    continue
                 said = CliRunner().invoke(app, [*words, "--help"])
                 assert said.exit_code == 0, said.output
                 options = [w for w in words if w.startswith("--")]
@@ -218,7 +210,7 @@ def test_influence_costs_what_is_counted(vlm, policy):
         collector([example]).weights()
     text = vlm.model.config.text_config
     extra = (text.num_hidden_layers - 1) * unseen(text, n.screening, n.head)
-    extra += 3.5 * unseen(text, n.head + n.screening, 0)
+    extra += 3.5 * unseen(text, n.screening, n.head)
     found = Model(vlm.model.config).influence_flops(n) + extra
     assert found == pytest.approx(counter.get_total_flops(), rel=0.03)
 
@@ -281,7 +273,7 @@ def _shape():
 
 @pytest.mark.timeout(900)
 def test_the_plan_then_the_chain(settings):
-    """The plan, then every stage that the commands at hand allow; a second run does nothing again."""
+    """The plan, then every stage; a second run does nothing again."""
     path = settings()
     planned = recipe(path, "--plan")
     assert planned.returncode == 0, planned.stdout + planned.stderr
@@ -291,13 +283,6 @@ def test_the_plan_then_the_chain(settings):
     assert not root.exists()
     done = recipe(path)
     stages = {s.name: s for s in algorithm(load(path))}
-    finished = {name for name, stage in stages.items() if stage.done(root)}
-    until_captions = {"data", "embedder-all", "influence", "filter", "embedder", "probe"}
-    assert until_captions <= finished, done.stdout[-3000:] + done.stderr[-3000:]
-    if not HAS_BOTH:
-        assert done.returncode == 1
-        assert "safelens curate captions ended with exit code 2" in done.stderr
-        return
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     bundle = Path(done.stdout.splitlines()[-1])
     shown_bundle = CliRunner().invoke(app, ["bundle", "check", str(bundle)])

@@ -19,8 +19,8 @@ from safelens.cascade import SafeLens
 ROOT = Path(__file__).parents[2]
 SMALL = {
     "train": {"clips": 96},
-    "held": {"clips": 96},
-    "val": {"clips": 64},
+    "held": {"clips": 240},
+    "val": {"clips": 70},
     "tokenizer": {"clips": 40, "vocab_size": 1024},
     "captioner": {"steps": 2, "shifted_steps": 1, "batch": 4},
     "seeing": {"steps": 3, "batch": 2},
@@ -30,7 +30,7 @@ SMALL = {
     "influence": {"rank": 2},
     "filter": {"score": "whitened"},
     "embedder": {"see": 1, "steps": 3, "batch": 4},
-    "fast": {"folds": 2, "steps": 20},
+    "fast": {"folds": 2, "steps": 20, "false_refusal_rate": 0.05},
     "captions": {"batch": 64},
     "traces": {},
     "reasoner": {"steps": 2, "batch": 2, "rank": 4, "alpha": 8},
@@ -65,7 +65,7 @@ def test_what_it_packs_moderates(undisturbed, tmp_path):
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_numbers(undisturbed, tmp_path):
-    command = [sys.executable, "-m", "tests.recipes.test_tiny_recipe", str(tmp_path)]
+    command = [sys.executable, __file__, str(tmp_path)]
     dice = random.Random(7)
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
     kills = 0
