@@ -22,61 +22,104 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.progress import track
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.noise_scores import noise_auroc
 from recipes.stages import Stage, run
 from recipes.tiny import curation, embedder
-from recipes.tiny.__main__ import BASE, HELD, TRAIN, VAL
+from recipes.tiny.__main__ import BASE, CAPTIONS, HELD, LEARNING, TRAIN, VAL
 from recipes.tiny.check import class_accuracy
 from recipes.tiny.data import DrawnReader
 from recipes.tiny.fast import screened
-from recipes.tiny.parts import labelled_records, load_vlm, policy, sets_of, use_all_cores
+from recipes.tiny.parts import (
+    labelled_records,
+    load_vlm,
+    policy,
+    sets_of,
+    use_all_cores,
+    with_captions,
+)
 from safelens.curate.crossfit import cross_fitted_scores
 from safelens.curate.filtering import keep
 from safelens.curate.passes import InfluenceStore
+from safelens.curate.samples import RecordSamples
 from safelens.curate.scores import training_scores
 from safelens.data.records import read_records
 from safelens.probe import ProbeConfig, fit_probe
+from safelens.train.embedder import Turns
+from safelens.train.sequences import teacher_forced
 from safelens.train.state_store import StateStore
+from safelens.train.states import States
 
-CLIPS, STEPS = 1_600, 100
+CLIPS = 2_600
+"""Labelled clips of a seed; three seeds share none, and the captioner has described them all."""
 TESTED = 1_600
 """Clips of ``held`` on which accuracy is measured; nothing else of them is used."""
+VALIDATION = 420
 FOLDS = 5
+READING = LEARNING | {"see": 0, "steps": 160, "deliberate": False, "read_captions": True}
+"""Of the model that influence is asked of: two epochs."""
+SCREENING = LEARNING | {"see": 160, "steps": 320, "deliberate": False}
+"""Of the embedders that are compared: two epochs without the policy and two with it."""
+PROBE = {"steps": 600, "lr": 1e-3, "balanced": False}
 MAIN = ("confusion", 0.25)
 OTHERS = (("symmetric", 0.25), ("confusion", 0.10), ("confusion", 0.40))
 
 
 def fit_and_test(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
-    """Stage: a probe on the model's states under the labels it was trained on; accuracy on the truth."""
-    model = next(needs[name] for name in ("noisy", "filtered", "clean") if name in needs)
-    vlm = load_vlm(model)
+    """Stage: a probe on an embedder's states under the labels it was trained on; accuracy on the truth."""
     use_all_cores()
-    sets = sets_of(needs)
-    records = labelled_records(needs)
+    model = next(needs[name] for name in ("screening", "filtered", "clean") if name in needs)
+    vlm, sets = load_vlm(model), sets_of(needs)
     reader = DrawnReader(sets, "small")
     store = StateStore(out / "states", {"model": model.name})
-    states = screened(vlm, records, reader, store)
+    states = screened(vlm, labelled_records(needs), reader, store)
     test = sets["held"].records("held")[: settings["tested"]]
     seen = screened(vlm, test, reader, store)
     labels = tuple(policy().labels)
-    fitting = {"steps": 600, "lr": 1e-3, "balanced": False}
     config = ProbeConfig(input_dim=vlm.hidden_size, labels=labels)
     probe = fit_probe(
-        states.question, None, states.labels, config, seed=settings["seed"], **fitting
+        states.question, None, states.labels, config, seed=settings["seed"], **settings["probe"]
     ).probe
     answers = [labels[i] for i in probe.predict(seen.question).argmax(1)]
     accuracy = class_accuracy([r.labels for r in test], list(answers))
     (out / "accuracy.json").write_text(json.dumps(accuracy, indent=1) + "\n")
-    np.save(out / "in_sample.npy", probe.predict(states.question).numpy())
+
+
+def judge(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
+    """Stage: class probabilities of the labelled clips out of fold, which cleanlab asks for.
+
+    By probes on the states of the very model that influence is asked of, at the end of its prompt.
+    """
+    use_all_cores()
+    vlm = load_vlm(needs["noisy"])
+    turns = Turns(vlm, policy())
+    records = with_captions(labelled_records(needs), needs)
+    samples = RecordSamples(
+        records, turns, DrawnReader(sets_of(needs), "small"), read_captions=True
+    )
+    tokens = len(turns.closing)
+    states = []
+    for start in track(range(0, len(records), 16), description="states"):
+        examples = [samples.example(i) for i in range(start, min(start + 16, len(records)))]
+        with torch.no_grad():
+            scored = teacher_forced(vlm, turns.head, examples)
+        for row, [(answer, _)] in enumerate(scored.answers):
+            states.append(scored.hidden[row, answer - tokens : answer].half())
+    seen = States(
+        [r.id for r in records],
+        torch.stack(states),
+        np.zeros((len(records), 0)),
+        torch.tensor(samples.labels),
+    )
     scores = cross_fitted_scores(
-        states,
+        seen,
         range(len(records)),
-        labels,
+        tuple(policy().labels),
         folds=settings["folds"],
         seed=settings["seed"],
-        **fitting,
+        **settings["probe"],
     )
     np.save(out / "out_of_fold.npy", scores.scores.numpy())
 
@@ -86,56 +129,57 @@ class Trial:
     """The stages of one seed under one kind of noise."""
 
     labels: Stage
-    noisy: Stage
     influence: Stage
-    tested: Stage
+    judged: Stage
     filter: Stage
+    noisy: Stage
     filtered: Stage
     clean: Stage
 
 
 def trial(kind: str, rate: float, seed: int) -> Trial:
     """Declare the stages; nothing is run."""
-    training = {
-        "steps": STEPS,
-        "warmup": 20,
-        "batch": 32,
-        "lr": 1e-3,
-        "muon_lr": 0.015,
-        "seed": seed,
-        "deliberate": False,
-    }
-    testing = {"seed": seed, "tested": TESTED, "folds": FOLDS}
 
     def given(noise: float) -> Stage:
-        settings = {"noise": noise, "kind": kind, "seed": seed, "captions": False}
-        first = {"first": seed * CLIPS, "clips": CLIPS}
-        return Stage("labels", curation.draw_labels, settings | first, (TRAIN,))
+        settings = {"noise": noise, "kind": kind, "seed": seed}
+        some = {"first": seed * CLIPS, "clips": CLIPS}
+        return Stage("labels", curation.draw_labels, settings | some, (TRAIN,))
 
-    def learned(name: str, *data: Stage) -> Stage:
-        return Stage(name, embedder.learn_labels, training, (TRAIN, *data, BASE))
-
-    def tested(model: Stage, *data: Stage) -> Stage:
-        return Stage("tested", fit_and_test, testing, (TRAIN, HELD, *data, model))
+    def tested(name: str, data: Stage) -> Stage:
+        learned = Stage(
+            name, embedder.learn_labels, SCREENING | {"seed": seed}, (TRAIN, data, BASE)
+        )
+        settings = {"seed": seed, "tested": TESTED, "probe": PROBE}
+        return Stage("tested", fit_and_test, settings, (TRAIN, HELD, data, learned))
 
     labels = given(rate)
-    noisy = learned("noisy", labels)
+    reader = Stage(
+        "noisy",
+        embedder.learn_labels,
+        READING | {"seed": seed},
+        (TRAIN, labels, BASE, CAPTIONS),
+    )
     influence = Stage(
         "influence",
         curation.find_influence,
-        {"rank": 16, "seed": 0, "batch": 16, "val": 420},
-        (TRAIN, VAL, labels, noisy),
+        {"rank": 16, "seed": 0, "batch": 16, "val": VALIDATION, "read_captions": True},
+        (TRAIN, VAL, labels, reader, CAPTIONS),
+    )
+    judged = Stage(
+        "judged",
+        judge,
+        {"folds": FOLDS, "seed": seed, "probe": PROBE},
+        (TRAIN, labels, reader, CAPTIONS),
     )
     kept = Stage("filter", curation.filter_labels, {"score": "whitened"}, (labels, influence))
-    truth = given(0.0)
     return Trial(
         labels,
-        noisy,
         influence,
-        tested(noisy, labels),
+        judged,
         kept,
-        tested(learned("filtered", kept), kept),
-        tested(learned("clean", truth), truth),
+        tested("screening", labels),
+        tested("filtered", kept),
+        tested("clean", given(0.0)),
     )
 
 
@@ -144,8 +188,10 @@ def stages_of(seeds: int) -> list[Stage]:
     main = [trial(*MAIN, seed) for seed in range(seeds)]
     others = [trial(*other, seed) for seed in range(seeds) for other in OTHERS]
     return [
-        stage for t in main for stage in (t.tested, t.influence, t.filter, t.filtered, t.clean)
-    ] + [stage for t in others for stage in (t.tested, t.influence, t.filter)]
+        stage
+        for t in main
+        for stage in (t.influence, t.judged, t.filter, t.noisy, t.filtered, t.clean)
+    ] + [stage for t in others for stage in (t.influence, t.judged, t.filter)]
 
 
 def detection(t: Trial, root: Path) -> dict[str, Any]:
@@ -156,10 +202,7 @@ def detection(t: Trial, root: Path) -> dict[str, Any]:
     wrong = torch.tensor([records[name].mislabelled for name in found.ids])
     rows = {part: store.rows(part) for part in ("train", "val")}
     z = {part: torch.tensor(table["z"].to_pylist()) for part, table in rows.items()}
-    probabilities = {
-        how: torch.from_numpy(np.load(t.tested.folder(root) / f"{how}.npy"))
-        for how in ("out_of_fold", "in_sample")
-    }
+    judged = torch.from_numpy(np.load(t.judged.folder(root) / "out_of_fold.npy"))
     every = noise_auroc(
         z["train"],
         z["val"],
@@ -167,7 +210,7 @@ def detection(t: Trial, root: Path) -> dict[str, Any]:
         torch.tensor(rows["val"]["label"].to_pylist()),
         found.losses,
         wrong,
-        pred_probs=probabilities,
+        pred_probs={"out of fold": judged},
         more={"tracin": found.averages["tracin"]},
     )
     dropped = {}
@@ -188,7 +231,7 @@ def detection(t: Trial, root: Path) -> dict[str, Any]:
 HEADLINE = {
     "influence": "whitened, as the filter reads it",
     "tracin": "tracin, as the filter reads it",
-    "cleanlab": "cleanlab self_confidence, out_of_fold",
+    "cleanlab": "cleanlab self_confidence, out of fold",
     "loss": "loss",
 }
 """The four that the report puts side by side; `auroc` holds all. Cleanlab's own default method, on the
@@ -216,7 +259,7 @@ def figures(seeds: int, root: Path) -> dict[str, Any]:
     by_noise = {}
     for kind, rate in (MAIN, *OTHERS):
         some = [trial(kind, rate, seed) for seed in range(seeds)]
-        done = [t for t in some if t.tested.done(root) and t.influence.done(root)]
+        done = [t for t in some if t.judged.done(root) and t.influence.done(root)]
         if not done:
             continue
         found = [detection(t, root) for t in done]
@@ -231,7 +274,7 @@ def figures(seeds: int, root: Path) -> dict[str, Any]:
         }
     main = by_noise[f"{MAIN[0]} {MAIN[1]:.0%}"]
     tested = {
-        "noisy": accuracies([t.tested for t in trials], root),
+        "noisy": accuracies([t.noisy for t in trials], root),
         "filtered": accuracies([t.filtered for t in trials], root),
         "clean": accuracies([t.clean for t in trials], root),
     }
