@@ -62,6 +62,7 @@ READING = LEARNING | {"see": 0, "steps": 160, "deliberate": False, "read_caption
 """Of the model that influence is asked of: two epochs."""
 SCREENING = LEARNING | {"see": 160, "steps": 320, "deliberate": False}
 """Of the embedders that are compared: two epochs without the policy and two with it."""
+FILTERING = {"score": "whitened", "false_drop_rate": 0.05}
 PROBE = {"steps": 600, "lr": 1e-3, "balanced": False}
 MAIN = ("confusion", 0.25)
 OTHERS = (("symmetric", 0.25), ("confusion", 0.10), ("confusion", 0.40))
@@ -171,7 +172,7 @@ def trial(kind: str, rate: float, seed: int) -> Trial:
         {"folds": FOLDS, "seed": seed, "probe": PROBE},
         (TRAIN, labels, reader, CAPTIONS),
     )
-    kept = Stage("filter", curation.filter_labels, {"score": "whitened"}, (labels, influence))
+    kept = Stage("filter", curation.filter_labels, FILTERING, (labels, influence))
     return Trial(
         labels,
         influence,
@@ -211,11 +212,12 @@ def detection(t: Trial, root: Path) -> dict[str, Any]:
         found.losses,
         wrong,
         pred_probs={"out of fold": judged},
-        more={"tracin": found.averages["tracin"]},
+        more=found.averages,
     )
     dropped = {}
     for score, averages in found.averages.items():
-        drop = ~keep(averages)
+        least = found.least(score, FILTERING["false_drop_rate"])
+        drop = ~keep(averages, least)
         both = int((drop & wrong).sum())
         dropped[score] = {
             "share": float(drop.float().mean()),

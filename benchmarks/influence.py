@@ -36,12 +36,12 @@ from torch import Tensor
 
 from benchmarks.references import REFERENCES, Problem, autograd_gradients
 from safelens.bundle import Bundle
-from safelens.curate.filtering import keep
+from safelens.curate.filtering import keep, zero
 from safelens.curate.gradients import GradientCollector
 from safelens.curate.influence import Averages
 from safelens.curate.passes import Collection, InfluenceStore
 from safelens.curate.projection import FactoredProjection
-from safelens.curate.scores import training_scores
+from safelens.curate.scores import DAMPING, training_scores
 from safelens.safeworld import sample_scene
 from safelens.train.embedder import Turns
 from safelens.train.sequences import Example
@@ -51,8 +51,8 @@ from safelens.vlm import VisionLanguageModel
 SEED = 909
 """Of the drawn clips; the bundle was trained on other worlds."""
 SIDE = 48
-RANK, DAMPING = 16, 0.1
-"""Of the whitened score, as `safelens curate` has them."""
+RANK = 16
+"""Of the whitened score, as `safelens curate` has it."""
 PACKAGES = {
     "safelens": ("pyarrow.parquet", "safetensors.torch"),
     "captum": ("captum.influence",),
@@ -230,9 +230,9 @@ def agreement(mine: Averages, matrix: Tensor, labels: tuple[Tensor, Tensor]) -> 
     """How far streaming averages and decisions are from a full matrix's."""
     wanted = by_hand(matrix, *labels)
     ours, theirs = torch.stack([mine.own, mine.all]), torch.stack([wanted.own, wanted.all])
-    kept = keep(wanted)
+    kept = keep(wanted, zero(wanted))
     return {
-        "decision_agreement": float((keep(mine) == kept).double().mean()),
+        "decision_agreement": float((keep(mine, zero(mine)) == kept).double().mean()),
         "kept": float(kept.double().mean()),
         "largest_error": float((ours - theirs).abs().max() / theirs.abs().max()),
         "smallest_margin": float(theirs.abs().min() / theirs.abs().max()),
@@ -280,7 +280,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     exact = first["autograd"]["matrix"]
     report["streaming"] = {
         "tracin": agreement(mine["tracin"], exact, labels),
-        "whitened": agreement(mine["whitened"], whitened_matrix(first["safelens"]["z"]), labels),
+        "whitened": agreement(
+            mine["whitened"], whitened_matrix(first["safelens"]["z"]) ** 3, labels
+        ),
     }
     report["libraries"] = {}
     for name, found in versions.items():

@@ -63,7 +63,12 @@ INFLUENCE = Stage(
     {"rank": 16, "seed": 0, "batch": 16, "read_captions": True},
     (TRAIN, HELD, VAL, LABELS, NOISY, CAPTIONS),
 )
-FILTER = Stage("filter", curation.filter_labels, {"score": "whitened"}, (LABELS, INFLUENCE))
+FILTER = Stage(
+    "filter",
+    curation.filter_labels,
+    {"score": "whitened", "false_drop_rate": 0.05},
+    (LABELS, INFLUENCE),
+)
 EMBEDDER = Stage(
     "embedder",
     embedder.learn_labels,

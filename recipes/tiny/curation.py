@@ -84,7 +84,9 @@ def filter_labels(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -
     records = labelled_records(needs)
     store = InfluenceStore.open(needs["influence"] / "passes")
     found = training_scores([store], [1.0], len(policy().labels))
-    kept = keep(found.averages[settings["score"]]).tolist()
+    score = settings["score"]
+    least = found.least(score, settings["false_drop_rate"])
+    kept = keep(found.averages[score], least).tolist()
     write_records(out / "records.jsonl", (r for r, good in zip(records, kept, strict=True) if good))
     wrong = [r.mislabelled for r in records]
     dropped = [not good for good in kept]

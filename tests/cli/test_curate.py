@@ -57,8 +57,9 @@ def test_influence_names_what_gave_no_gradient(finished, world):
 def test_filter_writes_decisions_suspects_matrix_and_gallery(finished, world, tmp_path):
     page, matrix = tmp_path / "g.html", tmp_path / "m.npy"
     done = run("filter", world[0], finished[0], "--out", tmp_path, "--gallery", page,
-               "--matrix", matrix)  # fmt: skip
+               "--matrix", matrix, "--false-drop-rate", 0.4)  # fmt: skip
     assert done.exit_code == 0, done.output
+    assert "is dropped: a rate" not in done.stderr
     lines = [json.loads(x) for x in (tmp_path / "decisions.jsonl").read_text().splitlines()]
     assert len(lines) == 12
     lost = [line for line in lines if line["own"] is None]
@@ -67,7 +68,8 @@ def test_filter_writes_decisions_suspects_matrix_and_gallery(finished, world, tm
     assert "cannot" in lost[0]["reasons"][0] or "video" in lost[0]["reasons"][0]
     for line in lines:
         if line["own"] is not None:
-            assert line["kept"] == (line["own"] > 0 and line["all"] >= 0)
+            good = line["own"] > line["least_own"] and line["all"] >= line["least_all"]
+            assert line["kept"] == good
             assert bool(line["reasons"]) != line["kept"]
     kept = {r.id for r in read_records(tmp_path / "kept.jsonl")}
     assert kept == {line["id"] for line in lines if line["kept"]}
@@ -85,8 +87,12 @@ def test_the_printed_rule_is_one_option_away(finished, world, tmp_path):
     done = run("filter", world[0], finished[0], "--out", tmp_path, "--score", "tracin")
     assert done.exit_code == 0, done.output
     printed = [json.loads(x) for x in (tmp_path / "decisions.jsonl").read_text().splitlines()]
+    for line in printed:
+        assert line["least_own"] == line["least_all"] == 0
+        assert line["kept"] == (line["own"] is not None and line["own"] > 0 <= line["all"])
     usual = tmp_path / "usual"
-    run("filter", world[0], finished[0], "--out", usual)
+    said = run("filter", world[0], finished[0], "--out", usual).stderr
+    assert "nothing of violence is dropped: a rate of 0.05 needs 19 validation samples" in said
     other = [json.loads(x) for x in (usual / "decisions.jsonl").read_text().splitlines()]
     assert [a["own"] for a in printed] != [b["own"] for b in other]
     assert [a["loss"] for a in printed] == [b["loss"] for b in other]

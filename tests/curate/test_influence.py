@@ -2,10 +2,17 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from safelens.curate.filtering import harms_everyone, helps_own_class, keep
+from safelens.curate.filtering import (
+    as_low_as_few_clean,
+    harms_everyone,
+    helps_own_class,
+    keep,
+    zero,
+)
 from safelens.curate.gradients import SampleGradients
-from safelens.curate.influence import ClassMeans, Whitening, averages
+from safelens.curate.influence import Averages, ClassMeans, Whitening, averages, cubed_means
 from safelens.curate.projection import FactoredProjection
 
 CLASSES = 4
@@ -36,10 +43,10 @@ def test_streaming_decisions_equal_those_of_the_full_matrix(vectors):
     own = torch.stack([matrix[i, val_labels == labels[i]].mean() for i in range(200)])
     torch.testing.assert_close(found.own, own)
     torch.testing.assert_close(found.all, matrix.mean(1))
-    assert torch.equal(helps_own_class(found), own > 0)
-    assert torch.equal(harms_everyone(found), matrix.mean(1) < 0)
-    assert torch.equal(keep(found), (own > 0) & (matrix.mean(1) >= 0))
-    assert 0 < int(keep(found).sum()) < 200
+    assert torch.equal(helps_own_class(found, zero(found)), own > 0)
+    assert torch.equal(harms_everyone(found, zero(found)), matrix.mean(1) < 0)
+    assert torch.equal(keep(found, zero(found)), (own > 0) & (matrix.mean(1) >= 0))
+    assert 0 < int(keep(found, zero(found)).sum()) < 200
 
 
 def test_means_merge_in_any_order(vectors):
@@ -128,3 +135,40 @@ def test_projection_keeps_dot_products_on_average():
     values = torch.tensor(drawn)
     assert float(values.mean()) == pytest.approx(exact, abs=4 * float(values.std()) / 20)
     assert float(values.std()) > 0
+
+
+def test_cubed_means_are_those_of_the_whole_matrix():
+    random = torch.Generator().manual_seed(2)
+    u = F.normalize(torch.randn(40, 6, generator=random).double(), dim=1)
+    v = F.normalize(torch.randn(15, 6, generator=random).double(), dim=1)
+    labels = torch.arange(15) % 4
+    found = cubed_means(u, v, labels, 5)
+    for number in range(4):
+        expected = ((u @ v.T) ** 3)[:, labels == number].mean(1)
+        torch.testing.assert_close(found[:, number], expected)
+    assert found[:, 4].isnan().all()
+
+
+def test_clean_samples_fail_as_seldom_as_was_asked():
+    """Over many draws of clean samples a further clean one falls below the bound at the rate asked for."""
+    random = torch.Generator().manual_seed(3)
+    rate, below = 0.1, 0
+    for _ in range(400):
+        values = torch.randn(2, 2, 30, generator=random, dtype=torch.float64).exp()
+        clean, fresh = (Averages(part[0], part[1]) for part in values)
+        labels = torch.arange(30) % 2
+        bound = as_low_as_few_clean(clean, labels, labels, rate)
+        below += int((fresh.own < bound.own).sum()) + int((fresh.all < bound.all).sum())
+    share = below / (400 * 60)
+    # 15 clean samples of a class: floor(0.1 * 16) = 1 of 16 places
+    assert share == pytest.approx(1 / 16, abs=0.006)
+
+
+def test_too_few_clean_samples_bound_nothing():
+    clean = Averages(torch.arange(8.0), torch.arange(8.0))
+    labels = torch.zeros(8, dtype=torch.long)
+    bound = as_low_as_few_clean(clean, labels, torch.tensor([0, 1]), 0.1)
+    assert bound.own.tolist() == [-torch.inf, -torch.inf]
+    assert as_low_as_few_clean(clean, labels, labels[:1], 0.12).own.tolist() == [0.0]
+    with pytest.raises(ValueError, match="rate 1"):
+        as_low_as_few_clean(clean, labels, labels, 1.0)

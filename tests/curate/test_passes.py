@@ -11,7 +11,7 @@ from safelens.curate.gradients import GradientCollector
 from safelens.curate.influence import Whitening
 from safelens.curate.passes import Collection, CurationError, InfluenceStore, Share, Unusable
 from safelens.curate.projection import FactoredProjection
-from safelens.curate.scores import training_scores, validation_scores, write_matrix
+from safelens.curate.scores import DAMPING, training_scores, validation_scores, write_matrix
 from safelens.train.embedder import Turns
 from safelens.train.sequences import Example
 
@@ -88,15 +88,17 @@ def test_stored_influence_and_decisions_equal_the_full_matrix(world, finished):
     assert ((found.averages["tracin"].own[usable] - own).abs() / scale).max() < 1e-4
     assert ((found.averages["tracin"].all[usable] - matrix.mean(1)).abs() / scale).max() < 1e-4
     expected = (own > 0) & (matrix.mean(1) >= 0)
-    assert torch.equal(keep(found.averages["tracin"])[usable], expected)
+    assert torch.equal(
+        keep(found.averages["tracin"], found.least("tracin", 0.05))[usable], expected
+    )
 
 
 def test_an_unusable_sample_is_named_and_never_kept(finished):
     found = training_scores([finished], [1.0], 3)
     assert [i for i, e in enumerate(found.errors) if e] == [5]
     assert "clip-5: cannot be decoded" in found.errors[5]
-    for score in found.averages.values():
-        assert not bool(keep(score)[5])
+    for name, score in found.averages.items():
+        assert not bool(keep(score, found.least(name, 0.05))[5])
         assert torch.isfinite(score.own[found.usable]).all()
 
 
@@ -105,22 +107,33 @@ def test_whitened_scores_are_those_of_the_stored_projections(world, finished, tm
     usable = [i for i in range(14) if i != 5]
     z = torch.cat([project(collector([train.found[i]])) for i in usable]).double()
     zv = torch.cat([project(collector([e])) for e in val.found]).double()
-    whiten = Whitening(z.T @ z, len(z))
+    whiten = Whitening(z.T @ z, len(z), DAMPING)
     matrix = whiten(z) @ whiten(zv).T
     found = training_scores([finished], [1.0], 3)
     torch.testing.assert_close(
-        found.averages["whitened"].all[usable], matrix.mean(1), rtol=1e-3, atol=1e-4
+        found.averages["whitened"].all[usable], (matrix**3).mean(1), rtol=1e-3, atol=1e-4
     )
+    labels = torch.tensor(val.labels)
+    among = (whiten(zv) @ whiten(zv).T) ** 3
+    for row, label in enumerate(labels):
+        others = torch.arange(len(labels)) != row
+        same = others & (labels == label)
+        assert found.clean["whitened"].all[row] == pytest.approx(
+            float(among[row, others].mean()), abs=1e-5
+        )
+        assert found.clean["whitened"].own[row] == pytest.approx(
+            float(among[row, same].mean()), abs=1e-5
+        )
     write_matrix(finished, tmp_path / "m.npy", "whitened")
     import numpy as np
 
     stored = torch.from_numpy(np.load(tmp_path / "m.npy")).double()
     assert stored.shape == (14, 9)
     assert torch.isnan(stored[5]).all()
-    torch.testing.assert_close(stored[usable], matrix, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(stored[usable], matrix**3, rtol=1e-3, atol=1e-4)
     suspects = validation_scores(finished, 3)
     torch.testing.assert_close(
-        suspects.averages["whitened"].all, matrix.mean(0), rtol=1e-3, atol=1e-4
+        suspects.averages["whitened"].all, (matrix**3).mean(0), rtol=1e-3, atol=1e-4
     )
 
 

@@ -28,7 +28,7 @@ SMALL = {
     "labels": {"clips": 64},
     "noisy": {"see": 1, "steps": 2, "batch": 4},
     "influence": {"rank": 2},
-    "filter": {"score": "whitened"},
+    "filter": {},
     "embedder": {"see": 1, "steps": 3, "batch": 4},
     "fast": {"folds": 2, "steps": 20, "false_refusal_rate": 0.05},
     "captions": {"batch": 64},

@@ -7,8 +7,9 @@ other commands of the group are in `_captions_scores` and `_traces`.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,6 +49,7 @@ app.command()(scores)
 app.command()(traces)
 
 _RUN = "run.json"
+FALSE_DROP_RATE = 0.05
 
 
 class ScoreName(StrEnum):
@@ -142,6 +144,15 @@ def filter_(
             help="whitened: cosine of preconditioned gradients. tracin: dot product, as printed."
         ),
     ] = ScoreName.whitened,
+    false_drop_rate: Annotated[
+        float,
+        typer.Option(
+            min=0.001,
+            max=0.5,
+            help="Share of rightly labelled samples that may fail each criterion, judged by the validation "
+            "samples; tracin is held against 0, as printed.",
+        ),
+    ] = FALSE_DROP_RATE,
     gallery: Annotated[
         Path | None, typer.Option(metavar="HTML", help="Page of the extremes of each class.")
     ] = None,
@@ -169,9 +180,15 @@ def filter_(
         fail(str(error))
     if found.ids != [record.id for record in train]:
         fail(f"{run} is of other training samples than {data}: run `safelens curate influence`")
-    averages = found.averages[score.value]
+    for name, count in _too_few(found, score.value, used, false_drop_rate):
+        typer.echo(
+            f"warning: nothing of {name} is dropped: a rate of {false_drop_rate:g} needs "
+            f"{math.ceil(1 / false_drop_rate) - 1} validation samples of it, there are {count}",
+            err=True,
+        )
+    averages, least = found.averages[score.value], found.least(score.value, false_drop_rate)
     kept, helps, harms = (
-        rule(averages).tolist() for rule in (keep, helps_own_class, harms_everyone)
+        rule(averages, least).tolist() for rule in (keep, helps_own_class, harms_everyone)
     )
     decisions = []
     for row in range(len(train)):
@@ -180,15 +197,18 @@ def filter_(
             reasons.append("does not help its own class")
         if not reasons and harms[row]:
             reasons.append("harms the validation set as a whole")
+        bounds = {"own": float(least.own[row]), "all": float(least.all[row])}
         decisions.append(
-            _line(found, row, score.value, used) | {"kept": kept[row], "reasons": reasons}
+            _line(found, row, score.value, used)
+            | {f"least_{k}": v if math.isfinite(v) else None for k, v in bounds.items()}
+            | {"kept": kept[row], "reasons": reasons}
         )
     out.mkdir(parents=True, exist_ok=True)
     write_records(out / "kept.jsonl", (r for r, good in zip(train, kept, strict=True) if good))
     _write_lines(out / "decisions.jsonl", decisions)
     doubtful = [
         _line(suspects, row, score.value, used)
-        for row, good in enumerate(keep(suspects.averages[score.value]).tolist())
+        for row, good in enumerate(_unsuspicious(suspects, score.value))
         if not good
     ]
     doubtful.sort(key=lambda line: line["own"])
@@ -288,6 +308,22 @@ def _line(found: Scored, row: int, score: Any, policy: Policy) -> dict[str, Any]
         "all": float(averages.all[row]) if usable else None,
         "loss": float(found.losses[row]) if usable else None,
     }
+
+
+def _too_few(found: Scored, score: Any, policy: Policy, rate: float) -> Iterator[tuple[str, int]]:
+    """Classes for which the bound cannot be told from the validation samples."""
+    least = found.least(score, rate)
+    for number in found.labels.unique().tolist():
+        if not bool(least.own[found.labels == number].isfinite().any()):
+            yield policy.labels[number], int((found.clean_labels == number).sum())
+
+
+def _unsuspicious(found: Scored, score: Any) -> list[bool]:
+    """Validation samples that pass the paper's criteria among the training samples."""
+    from safelens.curate.filtering import keep, zero
+
+    kept: list[bool] = keep(found.averages[score], zero(found.averages[score])).tolist()
+    return kept
 
 
 def _print_summary(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 Score = Literal["tracin", "whitened"]
-"""`tracin`: the gradients' dot product (equation 1 of arXiv 2605.17610). `whitened`: the cosine of
+"""`tracin`: the gradients' dot product (equation 1 of arXiv 2605.17610). `whitened`: the cubed cosine of
 gradients that were preconditioned by `Whitening`."""
 
 
@@ -67,6 +67,24 @@ class Averages:
 
     own: Tensor
     all: Tensor
+
+
+def cubed_means(u: Tensor, v: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Mean cubed dot product of each vector with those of each class, shape (B, C); NaN for a class of none.
+
+    A class is many scenes. A wrong label shows against the few validation samples that look alike, and a
+    plain mean drowns them among the others, whose cosines are near 0; the cube keeps sign and lets the large
+    ones decide. Blocks of rows bound the memory by the validation set.
+
+    Args:
+        u: Unit vectors, shape (B, k).
+        v: Unit vectors of the validation samples, shape (M, k).
+        labels: Classes of those, shape (M,).
+        classes: How many there are.
+    """
+    members = torch.nn.functional.one_hot(labels, classes).double()
+    sums = [(block.double() @ v.double().T) ** 3 @ members for block in u.split(1024)]
+    return torch.cat(sums) / members.sum(0)
 
 
 def averages(by_class: Tensor, labels: Tensor, counts: Tensor) -> Averages:
