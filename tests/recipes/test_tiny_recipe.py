@@ -72,7 +72,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_numbers(undisturbed, tmp
     while True:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
         try:
-            code = process.wait(timeout=dice.uniform(6, 14) if kills < 6 else None)
+            code = process.wait(timeout=dice.uniform(6, 12) if kills < 4 else None)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
