@@ -218,6 +218,7 @@ def detection(t: Trial, root: Path) -> dict[str, Any]:
     for score, averages in found.averages.items():
         least = found.least(score, FILTERING["false_drop_rate"])
         drop = ~keep(averages, least)
+        margin = torch.minimum(averages.own - least.own, averages.all - least.all)
         both = int((drop & wrong).sum())
         dropped[score] = {
             "share": float(drop.float().mean()),
@@ -225,7 +226,7 @@ def detection(t: Trial, root: Path) -> dict[str, Any]:
             "recall": both / max(1, int(wrong.sum())),
         }
         every[f"{score}, as the filter reads it"] = float(
-            roc_auc_score(wrong.numpy(), -torch.minimum(averages.own, averages.all).numpy())
+            roc_auc_score(wrong.numpy(), -margin.numpy())
         )
     return {"wrong": float(wrong.float().mean()), "auroc": every, "dropped": dropped}
 
@@ -237,7 +238,7 @@ HEADLINE = {
     "loss": "loss",
 }
 """The four that the report puts side by side; `auroc` holds all. Cleanlab's own default method, on the
-probabilities that it asks for."""
+probabilities that it asks for. The filter reads how far the worse of its two averages is above its bound."""
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

@@ -15,9 +15,15 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from safelens.curate.influence import Averages, ClassMeans, Whitening, averages
+from safelens.curate.influence import (
+    Averages,
+    ClassMeans,
+    Whitening,
+    averages,
+    cubed_means,
+)
 
-DAMPING = (0.01, 0.03, 0.1, 0.3, 1.0)
+DAMPING = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0)
 CLEANLAB = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")
 
 
@@ -51,12 +57,13 @@ def noise_auroc(
         AUROC by name; influence has two, on the own class and on all.
     """
     classes = int(torch.cat([labels_train, labels_val]).max()) + 1
+    counts = torch.bincount(labels_val, minlength=classes)
     found: dict[str, Averages] = {}
 
     def mean_products(u: Tensor, v: Tensor) -> Averages:
         means = ClassMeans.empty(classes, v.shape[1])
         means.add(v, labels_val)
-        return averages(means.influence(u), labels_train, means.counts)
+        return averages(means.influence(u), labels_train, counts)
 
     z, zv = z_train.double(), z_val.double()
     found["tracin of projections"] = mean_products(z, zv)
@@ -66,9 +73,10 @@ def noise_auroc(
         moment = u.T @ u
         for damping in DAMPING:
             whiten = Whitening(moment, len(u), damping)
-            found[f"whitened, rank {rank}, damping {damping:g}"] = mean_products(
-                whiten(u), whiten(v)
-            )
+            how, pair = f"rank {rank}, damping {damping:g}", (whiten(u), whiten(v))
+            found[f"whitened, {how}"] = mean_products(*pair)
+            cubed = cubed_means(*pair, labels_val, classes)
+            found[f"cubed, {how}"] = averages(cubed, labels_train, counts)
     suspicion = {"loss": losses}
     for name, scores in (found | dict(more or {})).items():
         suspicion[f"{name}: own"] = -scores.own

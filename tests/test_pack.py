@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from safelens.bundle import Bundle, BundleError, packaged_bundles
-from safelens.pack import Parts, is_hub_id, pack
+from safelens.bundle_parts import Parts, is_hub_id
+from safelens.pack import pack
 from safelens.policy import Policy
 
 SETTINGS = {

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from recipes.safewatch.config import Config
+from safelens.bundle_parts import model_config
 from safelens.data.read import read_dataset
 from safelens.data.records import Record
-from safelens.pack import model_config
 from safelens.policy import Policy, PolicyError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from recipes.tiny.captioner import MAX_TOKENS
 from recipes.tiny.data import LARGE
 from recipes.tiny.parts import FRAME_PIXELS, policy
-from safelens.pack import Parts
+from safelens.bundle_parts import Parts
 from safelens.pack import pack as pack_parts
 
 KNOWS = (

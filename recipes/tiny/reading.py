@@ -16,6 +16,7 @@ from safelens import prompts
 from safelens.data.records import Record
 from safelens.policy import Policy
 from safelens.safeworld import wording
+from safelens.verdict import Caption
 
 _SYLLABLES = [c + v for c in "BCDFGHJKLMNPRSTVWZ" for v in "AEIOU"]
 _ENDS = ("", "N", "R", "S", "T", "L", "M", "X", "P")
@@ -59,19 +60,10 @@ def quoted(rng: random.Random, records: Sequence[Record], *, most: int) -> Text:
         records: Clips for whose descriptions `phrase_in` holds.
         most: Captions shown at most.
     """
-    record = rng.choice(records)
-    frames, old, new = (
-        _some_frames(rng, record, most),
-        phrase_in(record.description),
-        random_phrase(rng),
-    )
-    assert old is not None
-    lines = [
-        f"Frame-{number} ({record.captions[at].time_s:.1f} s): {record.captions[at].text}"
-        for number, at in enumerate(frames)
-    ]
+    captions, answer, old, new = _reworded(rng, records, most)
+    lines = [f"Frame-{i} ({c.time_s:.1f} s): {c.text}" for i, c in enumerate(captions)]
     prompt = "\nFRAMES_LEVEL_ANALYSIS:\n" + "\n".join(lines) + "\n"
-    return prompt.replace(old, new), _answer(record, old, new)
+    return prompt.replace(old, new), answer
 
 
 def filled_in(rng: random.Random, policy: Policy) -> Text:
@@ -85,24 +77,26 @@ def deliberated(
     rng: random.Random, policy: Policy, records: Sequence[Record], *, most: int
 ) -> Text:
     """As `quoted`, in the whole of S2's request, with made-up scores."""
-    record = rng.choice(records)
-    frames, old, new = (
-        _some_frames(rng, record, most),
-        phrase_in(record.description),
-        random_phrase(rng),
-    )
-    assert old is not None
+    captions, answer, old, new = _reworded(rng, records, most)
     raw = [rng.random() ** 3 for _ in policy.labels]
     scores = {name: value / sum(raw) for name, value in zip(policy.labels, raw, strict=True)}
-    request = prompts.deliberation_request(policy, [record.captions[at] for at in frames], scores)
-    return request.replace(old, new), _answer(record, old, new)
+    request = prompts.deliberation_request(policy, captions, scores)
+    return request.replace(old, new), answer
 
 
-def _answer(record: Record, old: str, new: str) -> str:
+def _reworded(
+    rng: random.Random, records: Sequence[Record], most: int
+) -> tuple[list[Caption], str, str, str]:
+    """Captions of a clip, the lines that quote its phrase reworded, the phrase, and what replaces it."""
+    record = rng.choice(records)
+    captions = [record.captions[at] for at in _some_frames(rng, record, most)]
+    old, new = phrase_in(record.description), random_phrase(rng)
+    assert old is not None
     explanation = record.explanation or ""
     cut = explanation.rfind(old) + len(old) if old in explanation else 0
     told = f"DESCRIPTION: {record.description}\nEXPLANATION:"
-    return (told + (f" {explanation[:cut]}" if cut else "")).replace(old, new)
+    answer = told + (f" {explanation[:cut]}" if cut else "")
+    return captions, answer.replace(old, new), old, new
 
 
 def _some_frames(rng: random.Random, record: Record, most: int) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,13 +156,20 @@ class Captioner:
                 captions.extend(self._caption_batch(frames[start : start + batch_size]))
         return captions
 
-    def describe(self, clip: Clip, batch_size: int = 8) -> tuple[Caption, ...]:
-        """One caption per frame of a clip, with its time (Algorithm 1, line 14)."""
-        texts = self.caption(clip.frames, batch_size)
-        return tuple(
-            Caption(time_s=float(time), text=text)
-            for time, text in zip(clip.timestamps, texts, strict=True)
-        )
+    def describe(self, clips: Sequence[Clip], batch_size: int = 8) -> list[tuple[Caption, ...]]:
+        """Of each clip one caption per frame, with its time (Algorithm 1, line 14).
+
+        Args:
+            clips: One or more, with frames of one size; batches hold frames of several clips.
+            batch_size: Frames per forward pass.
+        """
+        import numpy as np
+
+        texts = iter(self.caption(np.concatenate([clip.frames for clip in clips]), batch_size))
+        return [
+            tuple(Caption(time_s=float(time), text=next(texts)) for time in clip.timestamps)
+            for clip in clips
+        ]
 
     def _caption_batch(self, frames: np.ndarray) -> list[str]:
         import torch

@@ -305,7 +305,7 @@ class SafeLens:
         if self.captioner is None:
             return ()
         began = time.perf_counter()
-        captions = self.captioner.describe(clip)
+        [captions] = self.captioner.describe([clip])
         video.timing["caption"] = time.perf_counter() - began
         return captions
 

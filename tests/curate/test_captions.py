@@ -53,7 +53,7 @@ def test_clips_that_share_a_batch_keep_their_own_captions(captioner, reader, cli
         if name == "nope":
             assert reason
             continue
-        assert given.captions == captioner.describe(clips[int(name)])
+        assert given.captions == captioner.describe([clips[int(name)]])[0]
 
 
 def test_what_has_captions_is_left_as_it_is_unless_asked_for(captioner, reader):

@@ -9,9 +9,19 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from safelens.cli._options import (
+    BAD_USAGE,
+    FAILED,
+    FramePixels,
+    LayoutName,
+    LayoutOption,
+    PolicyName,
+    fail,
+)
 
 if TYPE_CHECKING:
     from safelens.bundle import Bundle
@@ -23,20 +33,11 @@ app = typer.Typer(
     help="A bundle is a directory with all that a verdict depends on: models, probe, policy, settings.",
 )
 
-WRONG = 1
-BAD_USAGE = 2
 DEFAULT_CAPTIONER = "florence-community/Florence-2-large"  # as `safelens.captioner` has it
 
 Source = Annotated[
     str, typer.Argument(metavar="BUNDLE", help="Directory, packaged name or hub id.")
 ]
-
-
-class LayoutName(StrEnum):
-    """Order of the prompt."""
-
-    policy_first = "policy_first"
-    video_first = "video_first"
 
 
 class Outside(StrEnum):
@@ -72,7 +73,7 @@ def pack(
     reasoner: Annotated[
         str | None, typer.Option(help="S2 as a model of its own: directory or hub id.")
     ] = None,
-    policy: Annotated[str, typer.Option(help="Policy file or name.")] = "default",
+    policy: PolicyName = "default",
     version: Annotated[str, typer.Option(help="Of the bundle.")] = "1",
     tau: Annotated[
         float, typer.Option(min=0, max=1.01, help="Confidence from which S1's answer stands.")
@@ -88,12 +89,8 @@ def pack(
         Path | None,
         typer.Option(help="Markdown; what it was trained on, figures.", show_default="generated"),
     ] = None,
-    layout: Annotated[
-        LayoutName, typer.Option(help="Order of the prompt, as in training.")
-    ] = LayoutName.policy_first,
-    frame_pixels: Annotated[
-        int, typer.Option(min=1, help="Pixels of a frame as the model sees it, as in training.")
-    ] = 448 * 448,
+    layout: LayoutOption = LayoutName.policy_first,
+    frame_pixels: FramePixels = 448 * 448,
     max_side: Annotated[
         int, typer.Option(min=1, help="Longest side of a decoded frame, in pixels.")
     ] = 448,
@@ -111,12 +108,12 @@ def pack(
     was written.
     """
     from safelens.bundle import BundleError
-    from safelens.pack import Parts
+    from safelens.bundle_parts import Parts
     from safelens.pack import pack as pack_parts
     from safelens.policy import Policy, PolicyError
 
     if adapter is not None and reasoner is not None:
-        _fail("--adapter continues S1's cache, --reasoner is a model apart: give one of them")
+        fail("--adapter continues S1's cache, --reasoner is a model apart: give one of them")
     try:
         parts = Parts(
             model=model,
@@ -129,9 +126,9 @@ def pack(
             card=None if card is None else card.read_text(encoding="utf-8"),
         )
     except PolicyError as error:
-        _fail(str(error))
+        fail(str(error))
     except (OSError, UnicodeDecodeError) as error:
-        _fail(f"--card {card}: cannot be read: {error}")
+        fail(f"--card {card}: cannot be read: {error}")
     settings = {
         "name": name,
         "version": version,
@@ -149,7 +146,7 @@ def pack(
     try:
         packed = pack_parts(parts, out, settings, replace_bundle=replace)
     except BundleError as error:
-        _fail(str(error))
+        fail(str(error))
     for note in packed.notes:
         typer.echo(note, err=True)
     if adapter is None and reasoner is None:
@@ -169,13 +166,13 @@ def check(source: Source) -> None:
     from safelens.cascade import SafeLens
     from safelens.vlm_loading import ModelLoadError, quiet
 
-    bundle = _load(source, WRONG)
+    bundle = _load(source, FAILED)
     typer.echo(f"{source}: {len(bundle.settings.files)} files have their digests")
     try:
         with quiet(), SafeLens.load(bundle.folder):
             pass
     except (BundleError, ModelLoadError, CaptionerError) as error:
-        _fail(str(error), WRONG)
+        fail(str(error), FAILED)
     typer.echo(f"{source}: all parts load; SHA-256 {bundle.sha256}")
 
 
@@ -240,9 +237,4 @@ def _load(source: str, code: int) -> Bundle:
     try:
         return Bundle.load(source)
     except BundleError as error:
-        _fail(str(error), code)
-
-
-def _fail(message: str, code: int = BAD_USAGE) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(code)
+        fail(str(error), code)

@@ -31,6 +31,7 @@ from safelens.cli._progress import progress
 from safelens.cli._traces import traces
 
 if TYPE_CHECKING:
+    from safelens.curate.influence import Averages
     from safelens.curate.passes import InfluenceStore
     from safelens.curate.scores import Scored
     from safelens.data.records import Record
@@ -180,13 +181,13 @@ def filter_(
         fail(str(error))
     if found.ids != [record.id for record in train]:
         fail(f"{run} is of other training samples than {data}: run `safelens curate influence`")
-    for name, count in _too_few(found, score.value, used, false_drop_rate):
+    averages, least = found.averages[score.value], found.least(score.value, false_drop_rate)
+    for name, count in _too_few(found, least, used):
         typer.echo(
             f"warning: nothing of {name} is dropped: a rate of {false_drop_rate:g} needs "
             f"{math.ceil(1 / false_drop_rate) - 1} validation samples of it, there are {count}",
             err=True,
         )
-    averages, least = found.averages[score.value], found.least(score.value, false_drop_rate)
     kept, helps, harms = (
         rule(averages, least).tolist() for rule in (keep, helps_own_class, harms_everyone)
     )
@@ -310,9 +311,8 @@ def _line(found: Scored, row: int, score: Any, policy: Policy) -> dict[str, Any]
     }
 
 
-def _too_few(found: Scored, score: Any, policy: Policy, rate: float) -> Iterator[tuple[str, int]]:
-    """Classes for which the bound cannot be told from the validation samples."""
-    least = found.least(score, rate)
+def _too_few(found: Scored, least: Averages, policy: Policy) -> Iterator[tuple[str, int]]:
+    """Classes for which the validation samples give no bound, and how many of them there are."""
     for number in found.labels.unique().tolist():
         if not bool(least.own[found.labels == number].isfinite().any()):
             yield policy.labels[number], int((found.clean_labels == number).sum())

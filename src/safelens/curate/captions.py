@@ -9,12 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 
-import numpy as np
-
 from safelens.captioner import Captioner
 from safelens.data.records import Record
 from safelens.train.clips import ClipReader, clips_ahead
-from safelens.verdict import Caption
 from safelens.video import Clip
 
 
@@ -71,7 +68,6 @@ def _described(
 ) -> Iterator[tuple[Record, None]]:
     if not waiting:
         return
-    texts = iter(captioner.caption(np.concatenate([c.frames for _, c in waiting]), batch))
-    for record, clip in waiting:
-        captions = tuple(Caption(time_s=float(t), text=next(texts)) for t in clip.timestamps)
+    described = captioner.describe([clip for _, clip in waiting], batch)
+    for (record, _), captions in zip(waiting, described, strict=True):
         yield record.model_copy(update={"captions": captions}), None
