@@ -198,6 +198,19 @@ def test_checkpoints_add_up(finished):
     )
 
 
+@pytest.mark.parametrize("other", [{"first": 51}, {"broken": [3]}], ids=["others", "unusable"])
+def test_checkpoints_of_other_validation_samples_are_refused(
+    world, finished, vlm, policy, make_clip, tmp_path, other
+):
+    collector, project, train, _ = world
+    first, broken = other.get("first", 50), other.get("broken", [])
+    val = Clips(vlm, policy, make_clip, first, 9, broken=broken)
+    work, _ = collected((collector, project, train, val), tmp_path / "s")
+    work.training_pass(train, work.validation_means())
+    with pytest.raises(CurationError, match="other samples, or could not use the same"):
+        training_scores([finished, work.store], [0.5, 0.25], 3)
+
+
 def test_a_process_that_did_not_finish_is_named(world, tmp_path):
     work, _ = collected(world, tmp_path / "s", Share(0, 2))
     with pytest.raises(CurationError, match="val-sums-1-of-2"):
