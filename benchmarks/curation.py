@@ -26,6 +26,7 @@ from rich.progress import track
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.noise_scores import noise_auroc
+from recipes.machine import in_words, machine
 from recipes.stages import Stage, run
 from recipes.tiny import curation, embedder
 from recipes.tiny.__main__ import BASE, CAPTIONS, HELD, LEARNING, TRAIN, VAL
@@ -301,7 +302,7 @@ def written(report: dict[str, Any]) -> str:
         "",
         report["about"],
         "",
-        f"Machine: {report['machine']}.",
+        f"Machine: {in_words(report['machine'])}.",
         "",
     ]
     lines += [
@@ -369,7 +370,7 @@ def main() -> None:
             f"{CLIPS} labelled clips a seed, {args.seeds} seeds; accuracy on {TESTED} other clips under "
             "the truth. Wrong labels as annotators confuse classes, or any other class (symmetric)."
         ),
-        "machine": check["machine"],
+        "machine": machine(),
         "influence_relative_error": exact["gradients"]["worst"],
         "decision_agreement": min(
             found["decision_agreement"] for found in exact["streaming"].values()

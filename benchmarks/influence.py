@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -35,6 +33,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.references import REFERENCES, Problem, autograd_gradients
+from recipes.machine import machine
 from safelens.bundle import Bundle
 from safelens.curate.filtering import keep, zero
 from safelens.curate.gradients import GradientCollector
@@ -302,24 +301,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         if name in first
     }
     return report
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """Where the figures come from."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        found = [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        cpu = found[0].split(":", 1)[1].strip() if found else cpu
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "load_before": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-    }
 
 
 def _cost(found: list[dict[str, Any]], ours: list[dict[str, Any]]) -> dict[str, Any]:

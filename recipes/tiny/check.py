@@ -1,10 +1,11 @@
 """Measure the bundle on fresh SafeWorld videos and on real ones; print the figures of its card.
 
-    python -m recipes.tiny.check [--bundle tiny] [--clips 700] [--videos FOLDER]
+    python -m recipes.tiny.check [--bundle tiny] [--clips 700] [--videos FOLDER ...] [--out FILE]
 
 Writes the videos once (H.264 and the other formats), runs S1 and S2 on every one, and routes both as the
-cascade does; a clip that the domain guard refuses has no answer there, which counts as wrong. A clip with two labels counts under its first and is right if the answer is one of
-its labels. Captions count as right where they name every object of the frame.
+cascade does; a clip that the domain guard refuses has no answer there, which counts as wrong. A clip with
+two labels counts under its first and is right if the answer is one of its labels. Captions count as right
+where they name every object of the frame. The folders hold real videos, which the guard must refuse.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
+from recipes.machine import machine
 from safelens.bundle import Bundle
 from safelens.cascade import SafeLens
 from safelens.data.records import Record, read_records
@@ -88,12 +90,16 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("out/check"))
     parser.add_argument("--clips", type=int, default=700)
     parser.add_argument("--videos", type=Path, nargs="*", default=[])
+    parser.add_argument("--out", type=Path, default=Path("recipes/tiny/check.json"))
     args = parser.parse_args()
+    command = f"python -m recipes.tiny.check --clips {args.clips}"
+    if args.videos:
+        command += " --videos " + " ".join(folder.name for folder in args.videos)
+    report: dict[str, Any] = {"machine": machine(), "command": command, "seed": SEED}
     if not (args.work / "records.jsonl").exists():
         write_dataset(args.work, clips=args.clips, seed=SEED, jobs=2)
     records = read_records(args.work / "records.jsonl")[: args.clips]
     settings = Bundle.load(args.bundle).settings
-    tau = settings.tau
     rows = []
     options = ClipOptions(**settings.clip.model_dump())
     with SafeLens.load(args.bundle) as lens, VideoReader(options) as reader:
@@ -113,7 +119,9 @@ def main() -> None:
                 inside = lens.screener.screen([clip])[0].familiar
                 real[folder.name]["in domain" if inside else "out of domain"] += 1
     (args.work / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    print(json.dumps(figures(records, rows, tau) | {"real": real}, indent=1))
+    report |= figures(records, rows, settings.tau) | {"real": real}
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report, indent=1))
 
 
 def figures(records: list[Record], rows: list[dict[str, Any]], tau: float) -> dict[str, Any]:
