@@ -40,13 +40,13 @@ def violating(records):
     return next(r for r in records if r.labels and not r.mislabelled and len(r.captions) > 2)
 
 
-def test_every_trace_of_safeworld_is_good_short_and_ends_with_the_truth(records, write):
+def test_every_trace_of_safeworld_is_good_short_and_begins_with_the_reason(records, write):
     assert len(records) >= 14
     for record in records:
         explanation = write(record)
         words = len(f"{record.description} {explanation}".split())
         assert words <= (50 if record.difficulty != "double" else 75), explanation
-        assert explanation.endswith(record.explanation) is not record.mislabelled
+        assert explanation.startswith(record.explanation) is not record.mislabelled
 
 
 def test_a_wrong_label_is_justified_from_itself_alone(records, write, policy):

@@ -3,10 +3,10 @@
 Knows the record: its truth (description, explanation, interval) and what the fast system said of it
 (captions, scores). Needs no model, so that the whole recipe runs offline.
 
-A trace names the frame that decides, says whether captions and scores agree with it, and ends with
-the truth's own reason. It is short, about 35 words, because a model of a few million parameters
-learns it. It never says that a caption shows what it does not: captions whose words are not those of
-the truth are called vague.
+A trace gives the truth's own reason, names the frame that decides, and says whether captions and scores
+agree with it. The reason comes first: what is written before it would be a verdict without reasoning. It
+is short, about 35 words, because a model of a few million parameters learns it. It never says that a
+caption shows what it does not: captions whose words are not those of the truth are called vague.
 """
 
 from __future__ import annotations
@@ -28,39 +28,41 @@ SUPPORT = 0.65
 Of SafeWorld's own captions 92 % reach it; of those of a scene's twin, which differ in what decides,
 23 %; of another scene's, 3 % (3,000 scenes, five captions each)."""
 
-_AGREE = {
+_EVIDENCE = {
     # (captions show it, scores): wordings
     (True, "agree"): (
-        "{frame} shows {it}, and the scores agree.",
-        "The scores agree with {frame}, which shows {it}.",
-        "{frame} decides: it shows {it}, as the scores say.",
+        "{frame} shows it, and the scores agree.",
+        "The scores agree, and {frame} shows it.",
+        "{frame} decides, as the scores say.",
     ),
     (True, "unsure"): (
-        "The scores are unsure, but {frame} shows {it}.",
-        "{frame} shows {it}, where the scores are unsure.",
-        "The scores leave it open; {frame} shows {it}.",
+        "The scores are unsure, but {frame} shows it.",
+        "{frame} shows it, where the scores are unsure.",
+        "The scores leave it open; {frame} shows it.",
     ),
     (True, "lean"): (
-        "The scores lean to {name}, but {frame} shows {it}.",
-        "{frame} shows {it}, although the scores lean to {name}.",
-        "Against the scores, which lean to {name}, {frame} shows {it}.",
+        "The scores lean to {name}, but {frame} shows it.",
+        "{frame} shows it, although the scores lean to {name}.",
+        "Against the scores, which lean to {name}, {frame} shows it.",
     ),
     (False, "agree"): (
-        "The captions are vague, but the scores agree with the video at {frame}.",
+        "The captions are vague, but at {frame} the video agrees with the scores.",
         "At {frame} the video decides, as the scores say; the captions are vague.",
-        "The captions are vague; the scores and the video at {frame} are clear.",
+        "The captions are vague; at {frame} scores and video are clear.",
     ),
     (False, "unsure"): (
-        "Captions and scores are vague; the video decides at {frame}.",
+        "Captions and scores are vague; at {frame} the video decides.",
         "At {frame} the video decides; captions and scores are vague.",
         "The captions are vague, the scores unsure; {frame} of the video decides.",
     ),
     (False, "lean"): (
-        "The captions are vague and the scores lean to {name}, but the video decides at {frame}.",
+        "The captions are vague and the scores lean to {name}, but at {frame} the video decides.",
         "At {frame} the video decides, although captions are vague and scores lean to {name}.",
         "The scores lean to {name} and the captions are vague; {frame} of the video decides.",
     ),
 }
+"""What follows the reason. The frame always has a word after it: a small model's tokenizer would make one
+token of a bracket and the mark after it, too rare to be learned."""
 _FROM_LABEL = {
     "agree": ", as the scores say.",
     "unsure": "; the scores are unsure.",
@@ -112,15 +114,13 @@ class RuleGenerator:
             explanation = f"{where} the video shows {shown}{doubt}"
         else:
             shows = _agreement(record) >= SUPPORT
-            wordings = _AGREE[shows, stance]
+            wordings = _EVIDENCE[shows, stance]
             number = _decisive(record)
             key = hashlib.sha256(record.id.encode()).digest()[0] + len(rejected)
-            lead = wordings[key % len(wordings)].format(
-                frame=f"Frame-{number} ({record.captions[number].time_s:.1f} s)",
-                it="what violates" if record.labels else "what is allowed",
-                name=names[top],
+            evidence = wordings[key % len(wordings)].format(
+                frame=f"Frame-{number} ({record.captions[number].time_s:.1f} s)", name=names[top]
             )
-            explanation = f"{lead} {record.explanation}"
+            explanation = f"{record.explanation} {evidence}"
         try:
             return deliberation_answer(self._policy, record.description, explanation, record.labels)
         except ValueError as error:
