@@ -113,6 +113,9 @@ def test_absent_parts_are_named(bundle):
     ("fields", "message"),
     [
         ({"tau": 2}, "tau: "),
+        ({"taus": {"safe": 1.5}}, r"taus\.safe: "),
+        ({"taus": {"nosuch": 0.5}}, "has a tau for nosuch, but the classes of policy"),
+        ({"calibration": "none.json"}, r"none\.json is missing"),
         ({"outside_domain": "guess"}, "outside_domain: "),
         ({"name": None}, "name: Field required"),
         ({"extra": 1}, "extra: Extra inputs"),

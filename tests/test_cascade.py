@@ -120,6 +120,26 @@ def test_confidence_equal_to_tau_stands(routed, videos):
     assert routed(above).moderate(videos[0]).verdict.decided_by == "deliberate"
 
 
+def test_a_class_may_have_its_own_tau(make_bundle, lens, videos, policy):
+    clips = [lens.moderate(path).clip for path in videos]
+    answers = [lens.screener.screen([clip])[0] for clip in clips]
+    own = answers[0].label
+    for tau, taus in ((1.01, {own: 0.0}), (0.0, {own: 1.01})):
+        folder = make_bundle(tau=tau, taus=taus, screen={"domain": None})
+        with SafeLens.load(folder, device="cpu") as changed:
+            assert changed.threshold(own) == taus[own]
+            assert {changed.threshold(n) for n in policy.labels if n != own} == {tau}
+            verdicts = [found.verdict for found in changed.moderate_many(videos)]
+        for verdict, s1 in zip(verdicts, answers, strict=True):
+            stands = changed.threshold(s1.label) == 0
+            assert verdict.decided_by == ("screen" if stands else "deliberate")
+            assert verdict.provenance.taus == taus
+    with SafeLens.load(folder, tau=0.0, device="cpu") as changed:
+        assert changed.threshold(own) == 0
+        verdict = changed.moderate(videos[0]).verdict
+        assert (verdict.decided_by, verdict.provenance.taus) == ("screen", None)
+
+
 def test_outside_the_domain_nothing_is_decided_or_it_escalates(routed, videos):
     verdict = routed(0.0, Guard(False)).moderate(videos[0]).verdict
     assert (verdict.status, verdict.flagged, verdict.label) == ("out_of_domain", None, None)

@@ -239,3 +239,20 @@ def test_control_characters_are_made_visible():
     assert printable("a\x1b[31m\u202eb\r\n\udc80 ü 漢 \U0001f600") == (
         "a\\x1b[31m\\u202eb\\r\\n\\udc80 ü 漢 \U0001f600"
     )
+
+
+def test_the_route_names_the_tau_of_the_answered_class(verdict, policy):
+    from safelens.report import Section
+
+    def route(**fields):
+        provenance = Provenance(
+            package="0.1.0",
+            policy="default",
+            policy_sha256=policy.sha256,
+            tau=0.99,
+            taus={"violence": 0.85},
+        )
+        return Section(verdict(provenance=provenance, **fields), None, 1).route
+
+    assert "not below tau, 0.85" in route()
+    assert "below its class's tau, or" in route(decided_by="deliberate")

@@ -8,6 +8,7 @@ and settings to whoever builds the parts.
     model/        the vision-language model      probe/    the probe
     captioner/    Florence-2                     deliberate/  the LoRA adapter (or another model)
     domain.safetensors   the domain guard        card.md   what it was trained on, and its limits
+    calibration.json     the evidence for temperature and tau, where they were calibrated
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def _inside(part: str) -> str:
 
 
 Part = Annotated[str, AfterValidator(_inside)]
+Tau = Annotated[float, Field(ge=0, le=1.01)]
 
 
 class _Settings(BaseModel):
@@ -110,8 +112,12 @@ class BundleSettings(_Settings):
     """What the bundle is limited to, printed with every verdict; None for no special limit."""
     layout: Literal["policy_first", "video_first"] = "policy_first"
     policy: Part = "policy.yaml"
-    tau: float = Field(default=0.9, ge=0, le=1.01)
+    tau: Tau = 0.9
     """Confidence at or above which S1's answer stands; above 1, all goes to S2."""
+    taus: dict[str, Tau] = {}
+    """In place of `tau` where S1's answer is that class (category id or "safe")."""
+    calibration: Part | None = None
+    """The file with the evidence for temperature and tau."""
     outside_domain: Literal["escalate", "refuse"] = "escalate"
     """What happens to a clip that the domain guard does not know."""
     clip: ClipSettings = ClipSettings()
@@ -172,11 +178,17 @@ class Bundle:
         return bundle
 
     def check_policy(self, policy: Policy) -> None:
-        """Refuse a policy whose categories are not the probe's classes.
+        """Refuse a policy whose categories are not the probe's classes, or lack one with its own tau.
 
         Raises:
             BundleError: with both lists.
         """
+        unknown = sorted(self.settings.taus.keys() - set(policy.labels))
+        if unknown:
+            raise BundleError(
+                f"bundle {self.settings.name!r} has a tau for {', '.join(unknown)}, but the classes of "
+                f"policy {policy.id!r} are {', '.join(policy.labels)}"
+            )
         if self.settings.screen.probe is None:
             return
         path = self.folder / self.settings.screen.probe / "probe.json"
@@ -279,7 +291,7 @@ def _verify(folder: Path, settings: BundleSettings) -> None:
     for part in (screen.model, deliberate.captioner, deliberate.model, deliberate.adapter):
         if part is not None and part.count("/") != 1 and not settings.holds(part):
             problems.append(f"{part} is missing (and is no model hub id)")
-    for part in (settings.policy, screen.probe, screen.domain):
+    for part in (settings.policy, screen.probe, screen.domain, settings.calibration):
         if part is not None and not settings.holds(part):
             problems.append(f"{part} is missing")
     if problems:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from safelens import __version__
@@ -48,6 +49,7 @@ class SafeLens:
         deliberator: S2.
         captioner: Florence-2, or None to deliberate without captions.
         tau: confidence at or above which S1's answer stands.
+        taus: in place of `tau` where S1's answer is that class.
         provenance: stands in every verdict.
         clip: sampling of frames.
         outside_domain: what happens to a clip that the domain guard does not know.
@@ -60,6 +62,7 @@ class SafeLens:
         captioner: Captioner | None,
         *,
         tau: float,
+        taus: Mapping[str, float] = MappingProxyType({}),
         provenance: Provenance,
         clip: ClipSettings,
         outside_domain: Literal["escalate", "refuse"] = "escalate",
@@ -68,6 +71,7 @@ class SafeLens:
         self.deliberator = deliberator
         self.captioner = captioner
         self.tau = tau
+        self.taus = taus
         self.provenance = provenance
         self.outside_domain = outside_domain
         self.policy = screener.policy
@@ -90,7 +94,7 @@ class SafeLens:
         Args:
             bundle: name, directory or hub id.
             policy: file or name in place of the bundle's; its category ids must be the probe's classes.
-            tau: in place of the bundle's.
+            tau: in place of the bundle's, for all classes.
             device: where the models run; the accelerator if there is one, by default.
 
         Raises:
@@ -126,7 +130,7 @@ class SafeLens:
                 device,
                 max_new_tokens=deliberate.max_caption_tokens,
             )
-        tau = s.tau if tau is None else tau
+        tau, taus = (s.tau, s.taus) if tau is None else (tau, {})
         return cls(
             Screener(vlm, chosen, reader=reader, guard=guard, layout=s.layout),
             Deliberator(
@@ -138,10 +142,12 @@ class SafeLens:
             ),
             captioner,
             tau=tau,
+            taus=taus,
             provenance=_provenance(
                 chosen,
                 tau,
                 s.layout,
+                taus=taus,
                 bundle=f"{s.name} {s.version}",
                 sha256=found.sha256,
                 knows=s.knows,
@@ -206,6 +212,10 @@ class SafeLens:
     def close(self) -> None:
         """End the decoding process."""
         self._reader.close()
+
+    def threshold(self, label: str) -> float:
+        """Confidence from which on S1's answer stands if it is this class."""
+        return self.taus.get(label, self.tau)
 
     # -- moderation -------------------------------------------------------------------------------
 
@@ -280,7 +290,7 @@ class SafeLens:
         """Algorithm 2 from line 5 on, with the domain guard's condition added."""
         if not s1.familiar and self.outside_domain == "refuse":
             return self._outcome.out_of_domain(video, s1)
-        if s1.familiar and s1.confidence >= self.tau:
+        if s1.familiar and s1.confidence >= self.threshold(s1.label):
             flags = {c.id: c.id == s1.label for c in self.policy.categories}
             decision = Decision("screen", flags, s1.scores)
             evidence = self._evidence(video, clip, s1, decision)
@@ -362,6 +372,7 @@ def _provenance(
     layout: str,
     *,
     bundle: str,
+    taus: Mapping[str, float] | None = None,
     sha256: str | None = None,
     knows: str | None = None,
 ) -> Provenance:
@@ -372,6 +383,7 @@ def _provenance(
         policy=policy.id,
         policy_sha256=policy.sha256,
         tau=tau,
+        taus=dict(taus) if taus else None,
         layout=layout,
         knows=knows,
     )

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,7 +72,7 @@ def pack(
         problems += [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
     if problems:
         raise BundleError("nothing was packed: " + "\n  ".join(["", *problems]).lstrip(" "))
-    with _beside(out, parts) as folder:
+    with beside(out, map(Path, parts.named().values())) as folder:
         for place, source in parts.named().items():
             if place == DOMAIN:
                 shutil.copy(source, folder / DOMAIN)
@@ -86,7 +86,7 @@ def pack(
         for path in (folder, *folder.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
         digest = write_bundle(folder, full)
-        _into_place(folder, out)
+        into_place(folder, out)
     return Packed(digest, tuple(notes))
 
 
@@ -144,13 +144,17 @@ def _settings(parts: Parts, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _beside(out: Path, parts: Parts) -> Iterator[Path]:
-    """A temporary folder on the disk of ``out``, gone if packing fails."""
+def beside(out: Path, sources: Iterable[Path]) -> Iterator[Path]:
+    """A temporary folder on the disk of ``out``, with room for the sources; gone if writing fails.
+
+    Raises:
+        BundleError: no room, or what could not be read or written.
+    """
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         needed = sum(
             file.stat().st_size
-            for source in map(Path, parts.named().values())
+            for source in sources
             for file in ([source] if source.is_file() else source.rglob("*"))
             if file.is_file()
         )
@@ -170,7 +174,7 @@ def _beside(out: Path, parts: Parts) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _into_place(folder: Path, out: Path) -> None:
+def into_place(folder: Path, out: Path) -> None:
     """Rename, with whatever lay there moved aside until the new bundle stands."""
     old = folder.with_name(f"{folder.name}.old")
     if out.exists():

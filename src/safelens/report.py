@@ -288,13 +288,16 @@ class Section:
     @property
     def route(self) -> str:
         """Why the video went the way it went."""
-        tau = self.v.provenance.tau
+        tau, taus = self.v.provenance.tau, self.v.provenance.taus or {}
         if self.v.decided_by == "screen":
+            tau = taus.get(self.v.label or "", tau)
             if tau is None or self.v.confidence is None:
                 return "S1's answer stands."
             return f"S1's answer stands: its confidence {self.v.confidence:.3f} is not below tau, {tau:g}."
         if self.v.decided_by == "deliberate":
-            at = "" if tau is None else f" (below tau, {tau:g}, or the clip looked unfamiliar)"
+            # The verdict does not keep what S1 answered, hence not which class's tau it missed.
+            bound = "its class's tau" if taus else f"tau, {tau:g}"
+            at = "" if tau is None else f" (below {bound}, or the clip looked unfamiliar)"
             return f"S1 was not sure enough{at}, so S2 read the captions and decided."
         return {
             "video_error": "It ended before any model saw the video.",

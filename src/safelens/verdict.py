@@ -97,6 +97,7 @@ class Provenance(_Part):
         policy: Id of the policy.
         policy_sha256: `Policy.sha256`.
         tau: Confidence at or above which the screen's answer stands.
+        taus: In place of `tau` where the screen's answer is that class; None where there are none.
         layout: Order of the prompt, such as "policy_first".
         knows: What the bundle is limited to, in words for a reader, or None.
     """
@@ -107,6 +108,7 @@ class Provenance(_Part):
     policy: str
     policy_sha256: str
     tau: Annotated[float, Field(ge=0.0)] | None = None
+    taus: dict[str, Annotated[float, Field(ge=0.0)]] | None = None
     layout: str | None = None
     knows: str | None = None
 

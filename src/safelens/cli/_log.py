@@ -88,7 +88,10 @@ class VerdictLog:
         now = _settings(provenance)
         for then, number in self._settings.items():
             if then != now:
-                names = ("bundle", "bundle's SHA-256", "policy's SHA-256", "tau", "layout")
+                names = (
+                    *("bundle", "bundle's SHA-256", "policy's SHA-256"),
+                    *("tau", "tau by class", "layout"),
+                )
                 different = [
                     f"{name} {a}, now {b}"
                     for name, a, b in zip(names, then, now, strict=True)
@@ -135,4 +138,4 @@ class VerdictLog:
 def _settings(p: Provenance) -> tuple[object, ...]:
     # A bundle goes by its digest: the same one may lie in another place or have another name.
     name = p.bundle if p.bundle_sha256 is None else None
-    return name, p.bundle_sha256, p.policy_sha256, p.tau, p.layout
+    return name, p.bundle_sha256, p.policy_sha256, p.tau, p.taus, p.layout
