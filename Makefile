@@ -19,7 +19,7 @@ demo: setup
 	@echo "Report: out/demo.html"
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

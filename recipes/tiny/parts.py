@@ -37,7 +37,8 @@ def policy() -> Policy:
 
 def use_all_cores() -> None:
     """All that this process may use: torch takes half where it thinks that two share a core."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    given = os.environ.get("OMP_NUM_THREADS")
+    torch.set_num_threads(int(given) if given else len(os.sched_getaffinity(0)))
 
 
 def sets_of(needs: dict[str, Path]) -> dict[str, DrawnClips]:
