@@ -192,6 +192,9 @@ def show(
     typer.echo(f"knows           {about['knows'] or 'not stated'}")
     typer.echo(f"policy          {about['policy']}: {', '.join(about['labels'])}")
     typer.echo(f"tau             {about['tau']}; outside the domain: {about['outside_domain']}")
+    for name, tau in about["taus"].items():
+        typer.echo(f"  {name:<13} {tau}")
+    typer.echo(f"calibrated      {about['calibration'] or 'no'}")
     typer.echo(f"layout          {about['layout']}")
     for name, part in about["parts"].items():
         where = f"{part['mb']:.1f} MB, inside" if part["inside"] else "on the model hub"
