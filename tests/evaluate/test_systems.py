@@ -1,5 +1,8 @@
 """Files of systems: what is wrong is said with its line, before anything is loaded."""
 
+import textwrap
+from pathlib import Path
+
 import pytest
 
 from safelens.evaluate.system import SystemsError
@@ -120,6 +123,18 @@ def test_some_of_the_systems(write):
     assert list(file.only([]).settings) == ["tiny", "hub", "remote"]
     with pytest.raises(SystemsError, match=r"no system 'tinny'; it names tiny, hub, remote"):
         file.only(["tinny"])
+
+
+def test_the_page_shows_what_is_read_and_true_defaults(write, policy, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "systems.md").read_text()
+    example = page[page.index("    systems:\n") :].split("\n\n")[0]
+    read = read_systems(write(textwrap.dedent(example)))
+    monkeypatch.setenv("MY_KEY", "k")
+    assert list(build_systems(read, policy)) == ["tiny", "plain", "remote"]
+    for settings in read.settings.values():
+        needed = {"kind", "bundle", "model", "prompt", "base_url", "api_key_env"}
+        bare = {k: v for k, v in settings.model_dump().items() if k in needed}
+        assert type(settings).model_validate(bare) == settings
 
 
 def test_no_file(tmp_path):

@@ -1,6 +1,7 @@
 """Runs a system over records: what was answered before is taken up, the rest is decoded and asked.
 
-Knows records, videos and files. Knows no system, and nothing of right or wrong.
+Knows records, videos and files, and that a bundle's two answers make a cascade. Knows nothing else of any
+system, and nothing of right or wrong.
 """
 
 from __future__ import annotations
@@ -118,6 +119,9 @@ class _Asking:
                 seconds = {"decode": time.perf_counter() - began}
         except VideoError as error:
             return self._failed(sample, error.message.removeprefix(f"{path}: "))
+        except Exception as error:
+            cause = f"{type(error).__name__}: {error}".rstrip(": ")
+            return self._failed(sample, f"the video could not be read ({cause})")
         if clip.sha256 != sample.sha256:
             return self._failed(sample, "the file changed while it was read; run again")
         async with slots:
