@@ -1,11 +1,13 @@
 """An OpenAI-compatible server for tests, a process of its own; prints its port, then serves.
 
 The first part of the path says how it behaves, so that one server plays all parts:
-`http://127.0.0.1:PORT/BEHAVIOUR/v1/chat/completions`. `GET /BEHAVIOUR` gives what it counted.
+`http://127.0.0.1:PORT/BEHAVIOUR/v1/chat/completions`. `GET /BEHAVIOUR` gives what it counted, and
+`GET /last/BEHAVIOUR` the last request's body and key. A user's message of several parts is a video to judge.
 """
 
 import hashlib
 import json
+import re
 import sys
 import threading
 import time
@@ -15,17 +17,32 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 COUNTS: Counter[str] = Counter()
 SEEN: Counter[str] = Counter()
 MOST: Counter[str] = Counter()
+LAST: dict[str, dict] = {}
 LOCK = threading.Lock()
 
 
 def good(messages):
     """What a good generator writes, from the last line that the prompt asks for."""
+    if isinstance(messages[1]["content"], list):
+        return judged(messages[1]["content"][-1]["text"])
     guardrail = messages[1]["content"].rsplit("\n", 1)[1]
     return (
         "DESCRIPTION: Some people are seen in a place.\n"
         "EXPLANATION: Frame-0 and Frame-1 show what decides, and the scores are weighed with it.\n"
         f"{guardrail}"
     )
+
+
+def judged(question):
+    """An answer in the form that is asked for: the second category is violated."""
+    if "rating" in question:
+        name = re.findall(r'"(O\d+: .*?)"', question)[1]
+        answer = {"rating": "Unsafe", "category": name, "rationale": "It is shown."}
+        return f"```json\n{json.dumps(answer, indent=1)}\n```"
+    template = re.search(r"GUARDRAIL: (\{.*?\})", question).group(1)
+    names = re.findall(r'("[^"]+"): bool', template)
+    flags = ", ".join(f"{name}: {'true' if i == 1 else 'false'}" for i, name in enumerate(names))
+    return f"DESCRIPTION: A place.\nGUARDRAIL: {{{flags}}}\nEXPLANATION: It is shown."
 
 
 def lie(messages):
@@ -41,6 +58,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         name = self.path.strip("/")
+        if name.startswith("last/"):
+            self.reply(200, json.dumps(LAST[name.removeprefix("last/")]).encode())
+            return
         with LOCK:
             counts = {"requests": COUNTS[name], "at_once": MOST[name]}
         self.reply(200, json.dumps(counts).encode())
@@ -52,6 +72,7 @@ class Handler(BaseHTTPRequestHandler):
         key = f"{name}/{hashlib.sha256(raw).hexdigest()}"
         with LOCK:
             COUNTS[name] += 1
+            LAST[name] = {"body": body, "key": self.headers.get("Authorization")}
             COUNTS[f"now/{name}"] += 1
             MOST[name] = max(MOST[name], COUNTS[f"now/{name}"])
             SEEN[key] += 1
@@ -87,6 +108,10 @@ class Handler(BaseHTTPRequestHandler):
         elif kind == "refuse":
             said = {"error": f"no such key: {self.headers.get('Authorization')}"}
             self.reply(401, json.dumps(said).encode())
+        elif kind == "mute":
+            self.answer("I cannot judge this.")
+        elif kind == "picky" and COUNTS[name] % 2:
+            self.reply(400, b'{"error": "too many images"}')
         elif kind == "absent":
             self.reply(404, b'{"error": "model not found"}')
         elif kind == "strict":

@@ -25,7 +25,6 @@ from safelens.captioner import Captioner
 from safelens.curate.captions import captioned
 from safelens.curate.filtering import keep
 from safelens.curate.gradients import GradientCollector
-from safelens.curate.line_log import LineLog
 from safelens.curate.passes import Collection, InfluenceStore
 from safelens.curate.projection import FactoredProjection
 from safelens.curate.samples import RecordSamples
@@ -33,6 +32,7 @@ from safelens.curate.scores import training_scores
 from safelens.curate.trace_rules import RuleGenerator
 from safelens.curate.traces import TraceRun
 from safelens.data.records import read_records, write_records
+from safelens.line_log import LineLog
 from safelens.train.embedder import Turns
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from recipes.tiny.data import SMALL, DrawnClips
-from safelens.curate.line_log import LineLog
 from safelens.data.records import Record, read_records
+from safelens.line_log import LineLog
 from safelens.policy import Policy
 from safelens.verdict import Caption
 from safelens.vlm import VisionLanguageModel

@@ -85,7 +85,7 @@ class SafeLens:
         cls,
         bundle: str | Path = "tiny",
         *,
-        policy: str | Path | None = None,
+        policy: str | Path | Policy | None = None,
         tau: float | None = None,
         device: str | None = None,
     ) -> SafeLens:
@@ -93,7 +93,7 @@ class SafeLens:
 
         Args:
             bundle: name, directory or hub id.
-            policy: file or name in place of the bundle's; its category ids must be the probe's classes.
+            policy: policy, file or name in place of the bundle's; its category ids must be the probe's classes.
             tau: in place of the bundle's, for all classes.
             device: where the models run; the accelerator if there is one, by default.
 
@@ -111,9 +111,11 @@ class SafeLens:
 
         found = Bundle.load(bundle)
         s, screen, deliberate = found.settings, found.settings.screen, found.settings.deliberate
-        chosen = found.policy if policy is None else Policy.load(policy)
+        chosen = found.policy if policy is None else policy
+        if not isinstance(chosen, Policy):
+            chosen = Policy.load(chosen)
         found.check_policy(chosen)
-        device = device or _device()
+        device = device or default_device()
         pixels = screen.frame_pixels
         vlm = VisionLanguageModel.load(found.path(screen.model), device=device, frame_pixels=pixels)
         reader, guard = _reader_and_guard(found, vlm.hidden_size, device)
@@ -189,7 +191,7 @@ class SafeLens:
         from safelens.vlm_loading import quiet
 
         chosen = Policy.load(policy)
-        device = device or _device()
+        device = device or default_device()
         vlm = VisionLanguageModel.load(model, device=device)
         with quiet():
             eyes = None if captioner is None else Captioner.load(captioner, device)
@@ -389,7 +391,8 @@ def _provenance(
     )
 
 
-def _device() -> str:
+def default_device() -> str:
+    """Where models run if nothing else is asked for: the accelerator if there is one."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

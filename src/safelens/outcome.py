@@ -118,7 +118,7 @@ class Outcome:
             explanation=s2.explanation if s2 else None,
             captions=list(captions),
             evidence=list(evidence),
-            error=_truncated(clip) if clip.truncated else None,
+            error=truncated(clip) if clip.truncated else None,
             cost=_cost(spent),
         )
 
@@ -175,7 +175,8 @@ def _clip(video: Decoded) -> Clip:
     return video.clip
 
 
-def _truncated(clip: Clip) -> ErrorInfo:
+def truncated(clip: Clip) -> ErrorInfo:
+    """What is said of a clip that is not all of its video."""
     notes = "; ".join(clip.notes) or "it ends early"
     return ErrorInfo(
         code="truncated",

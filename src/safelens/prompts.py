@@ -188,6 +188,11 @@ def plain_text(text: str) -> str:
     return " ".join(text.split()).replace("<|", "< |").replace("|>", "| >")
 
 
+def without_thoughts(text: str) -> str:
+    """An answer without the thoughts before it, which servers without a reasoning parser leave in."""
+    return text.rpartition("</think>")[2].strip()
+
+
 def parse_response(policy: Policy, text: str) -> Response:
     r"""Read a model's answer, its fields in any order.
 

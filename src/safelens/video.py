@@ -26,7 +26,7 @@ import numpy as np
 
 from safelens._decoder import MEMORY_EXIT, Worker
 
-__all__ = ["Clip", "ClipOptions", "VideoError", "VideoReader", "sample_times"]
+__all__ = ["Clip", "ClipOptions", "VideoError", "VideoReader", "file_digest", "sample_times"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +147,20 @@ def sample_times(duration_s: float, options: ClipOptions) -> np.ndarray:
     by_rate = math.floor(duration_s * options.max_fps + 1e-9) + 1
     n = max(options.min_frames, min(options.max_frames, by_rate))
     return np.linspace(0.0, duration_s, n)
+
+
+def file_digest(path: str | os.PathLike[str], timeout_s: float = 60.0) -> str:
+    """SHA-256 of a video file, in lower-case hex: what `Clip.sha256` will be.
+
+    Raises:
+        VideoError: as `VideoReader.read` does for what is no readable, non-empty, regular file.
+    """
+    name = os.fspath(path)
+    _check_file(name)
+    try:
+        return _hash_file(name, time.monotonic() + timeout_s)
+    except _HashError as error:
+        raise error.video_error from None
 
 
 def _stop(worker: Worker, owner: int) -> None:

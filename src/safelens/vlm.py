@@ -303,10 +303,10 @@ class VisionLanguageModel:
         hidden: torch.Tensor,
         *,
         max_new_tokens: int,
-        stop: str,
+        stop: str | None = None,
         adapter: str | None = None,
     ) -> str:
-        """Greedy decoding until the end-of-turn token, the ``stop`` text or the budget.
+        """Greedy decoding until the end-of-turn token, the ``stop`` text if any, or the budget.
 
         The context is left just before ``stop`` (or the end token), so that it can be continued.
 
@@ -330,7 +330,7 @@ class VisionLanguageModel:
                     break
                 ids.append(token)
                 hidden = self._text(context, torch.tensor([[token]]), written=1)
-                if (at := self._string(ids).find(stop)) >= 0:
+                if stop is not None and (at := self._string(ids).find(stop)) >= 0:
                     keep = max(n for n in range(len(ids)) if len(self._string(ids[:n])) <= at)
                     context.crop(len(ids) - keep)
                     ids = ids[:keep]

@@ -136,7 +136,7 @@ def test_a_refused_key_is_exit_code_2_and_never_printed(
     )
     assert result.exit_code == 2
     assert "HTTP 401" in result.stderr
-    assert "--api-key-env" in result.stderr
+    assert "environment variable" in result.stderr
     assert "0 traces written" in result.stdout
     assert "sk-secret" not in result.output
     written = [path for path in tmp_path.rglob("*") if path.is_file()]

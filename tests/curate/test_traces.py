@@ -4,14 +4,14 @@ import urllib.request
 
 import pytest
 
-from safelens.curate.answer_cache import AnswerCache
-from safelens.curate.line_log import LineLog, LogError
-from safelens.curate.trace_client import ChatClient
-from safelens.curate.trace_generator import EndpointStop
+from safelens.answer_cache import AnswerCache
+from safelens.chat_client import ChatClient
+from safelens.chat_errors import EndpointStop
 from safelens.curate.trace_prompt import EndpointGenerator, trace_messages
 from safelens.curate.trace_rules import RuleGenerator
 from safelens.curate.traces import GIVE_UP_AFTER, TraceRun, rebased
 from safelens.data.records import read_records
+from safelens.line_log import LineLog, LogError
 from safelens.prompts import parse_response
 
 
@@ -167,7 +167,7 @@ def test_a_refusal_stops_the_run_and_keeps_what_is_finished(run, records, tmp_pa
     before = (tmp_path / "traces.jsonl").read_bytes()
     summary, said, costs = run("refuse-stage", records)
     assert said[-1].startswith("stopped: ")
-    assert "--api-key-env" in said[-1]
+    assert "environment variable" in said[-1]
     assert costs.requests <= 16
     assert (tmp_path / "traces.jsonl").read_bytes() == before
     summary, _, _ = run("good-before", records)

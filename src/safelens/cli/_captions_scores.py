@@ -31,8 +31,8 @@ from safelens.cli._options import (
 if TYPE_CHECKING:
     from safelens.captioner import Captioner
     from safelens.curate.crossfit import ProbeScores
-    from safelens.curate.line_log import LineLog
     from safelens.data.records import Record
+    from safelens.line_log import LineLog
     from safelens.policy import Policy
     from safelens.train.states import States
 
@@ -62,7 +62,7 @@ def captions(
     from safelens.bundle import ClipSettings
     from safelens.captioner import Captioner, CaptionerError
     from safelens.cli._inputs import read_data, warn_left_out
-    from safelens.curate.line_log import LineLog, LogError, claim
+    from safelens.line_log import LineLog, LogError, claim
     from safelens.vlm_loading import files_digest
 
     _check_out(out, data)

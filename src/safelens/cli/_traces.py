@@ -17,7 +17,7 @@ from safelens.cli._options import BAD_USAGE, FAILED, INTERRUPTED, PolicyName, fa
 from safelens.cli._progress import progress
 
 if TYPE_CHECKING:
-    from safelens.curate.trace_client import ChatClient
+    from safelens.chat_client import ChatClient
     from safelens.curate.trace_generator import TraceGenerator
     from safelens.curate.traces import Summary
     from safelens.policy import Policy
@@ -89,10 +89,10 @@ def traces(
     1: records were rejected, left out or failed, or a file cannot be written; 2: wrong use, or the
     endpoint refuses; 130: interrupted.
     """
-    from safelens.curate.line_log import LogError
-    from safelens.curate.trace_generator import EndpointStop
+    from safelens.chat_errors import EndpointStop
     from safelens.curate.traces import TraceRun, rebased
     from safelens.data.records import RecordError, iter_records
+    from safelens.line_log import LogError
     from safelens.policy import Policy, PolicyError
 
     if (price_in is None) != (price_out is None):
@@ -160,8 +160,8 @@ def _model(
     from safelens.curate.trace_prompt import EndpointGenerator
 
     try:
-        from safelens.curate.answer_cache import AnswerCache
-        from safelens.curate.trace_client import ChatClient
+        from safelens.answer_cache import AnswerCache
+        from safelens.chat_client import ChatClient
     except ImportError:
         fail("--generator openai needs httpx2: pip install 'safelens[curate]'")
     if not base_url or not model:

@@ -26,14 +26,6 @@ class Unanswerable(Exception):
     """A record that this generator cannot write a trace for; the message says why."""
 
 
-class EndpointError(Exception):
-    """A question that got no answer in the end; others may."""
-
-
-class EndpointStop(Exception):
-    """The endpoint will answer no question; the message says what to change."""
-
-
 class TraceGenerator(Protocol):
     """Writes a trace for a record; what it writes is checked by others. Entered while in use."""
 

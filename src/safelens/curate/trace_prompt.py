@@ -18,10 +18,11 @@ from safelens.prompts import (
     plain_text,
     policy_prompt,
     question,
+    without_thoughts,
 )
 
 if TYPE_CHECKING:
-    from safelens.curate.trace_client import ChatClient
+    from safelens.chat_client import ChatClient
 
 _QUOTED = 4000
 Message = dict[str, str]
@@ -100,6 +101,5 @@ class EndpointGenerator:
     async def write(self, record: Record, rejected: Sequence[Attempt], *, fresh: bool) -> str:
         """The model's answer without its thoughts; raises as `ChatClient.ask` does."""
         messages = trace_messages(self._policy, record, rejected)
-        text = await self._client.ask(messages, fresh=fresh)
-        # Servers without a reasoning parser leave a thinking model's thoughts in the text.
-        return text.rpartition("</think>")[2].strip()
+        reply = await self._client.ask(messages, fresh=fresh)
+        return without_thoughts(reply.text)

@@ -18,16 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safelens.curate.line_log import LineLog, claim
+from safelens.chat_errors import EndpointError, EndpointStop
 from safelens.curate.trace_check import canonical, check_trace
 from safelens.curate.trace_generator import (
     Attempt,
-    EndpointError,
-    EndpointStop,
     TraceGenerator,
     Unanswerable,
 )
 from safelens.data.records import Record
+from safelens.line_log import LineLog, claim
 from safelens.policy import Policy
 from safelens.prompts import deliberation_request, guardrail_answer
 

@@ -8,10 +8,10 @@ from email.utils import format_datetime
 
 import pytest
 
-from safelens.curate import trace_client
-from safelens.curate.answer_cache import AnswerCache
-from safelens.curate.trace_client import ChatClient
-from safelens.curate.trace_generator import EndpointError, EndpointStop
+from safelens import chat_client
+from safelens.answer_cache import AnswerCache
+from safelens.chat_client import ChatClient
+from safelens.chat_errors import EndpointError, EndpointStop
 
 MESSAGES = [
     {"role": "system", "content": "Write."},
@@ -43,7 +43,7 @@ def ask(client, *many, fresh=False):
         async with client:
             return await asyncio.gather(*(client.ask(m, fresh=fresh) for m in many or [MESSAGES]))
 
-    return asyncio.run(all_of_them())
+    return [reply.text for reply in asyncio.run(all_of_them())]
 
 
 def test_an_answer_its_cost_and_no_second_request(client, requests, tmp_path):
@@ -96,7 +96,7 @@ def test_retry_after_is_honoured(client):
 
 
 def test_both_forms_of_retry_after():
-    read = trace_client._retry_after
+    read = chat_client._retry_after
     assert (read("7"), read(None), read("soon"), read("-3"), read("")) == (7, 0, 0, 0, 0)
     later = datetime.now(UTC) + timedelta(seconds=30)
     assert 25 < read(format_datetime(later, usegmt=True)) <= 30
@@ -123,13 +123,13 @@ def test_nobody_listens(client):
 def test_refusals_stop_at_once_and_say_what_to_change(client, requests, tmp_path):
     key = "sk-very-secret-0123456789"
     asked = client("refuse-key", api_key=key)
-    with pytest.raises(EndpointStop, match="--api-key-env") as caught:
+    with pytest.raises(EndpointStop, match="environment variable") as caught:
         ask(asked)
     assert "HTTP 401" in str(caught.value)
     assert key not in str(caught.value)
     assert key not in repr(asked)
     assert requests("refuse-key")["requests"] == 1
-    with pytest.raises(EndpointStop, match="--model"):
+    with pytest.raises(EndpointStop, match="model's name"):
         ask(client("absent"))
     with pytest.raises(EndpointStop, match="maximum context length"):
         ask(client("strict"))
@@ -156,13 +156,13 @@ def test_a_request_that_is_refused_after_others_were_answered_fails_alone(client
     "url", ["localhost:8000/v1", "ftp://a/v1", "http://", "http://a:port/v1", "", "http://[/v1"]
 )
 def test_an_address_that_is_none(url, tmp_path):
-    with pytest.raises(EndpointStop, match="--base-url"):
+    with pytest.raises(EndpointStop, match="base URL"):
         ChatClient(url, "m", cache=AnswerCache(tmp_path))
 
 
 def test_secrets_in_the_address_are_refused_and_not_repeated(tmp_path):
     for url in ("http://user:hunter2@a/v1", "http://a/v1?key=hunter2"):
-        with pytest.raises(EndpointStop, match="--api-key-env") as caught:
+        with pytest.raises(EndpointStop, match="environment variable") as caught:
             ChatClient(url, "m", cache=AnswerCache(tmp_path))
         assert "hunter2" not in str(caught.value)
     with pytest.raises(EndpointStop, match="characters") as caught:
@@ -183,7 +183,7 @@ def test_odd_answers(client):
     ask(asked)
     assert (asked.report.unmetered, asked.report.prompt_tokens) == (1, 0)
     assert "peo?ple" in ask(client("odd"))[0]
-    read = trace_client._read
+    read = chat_client._read
     assert read(b'{"choices": [{"message": {"content": null}}]}') == ("", {})
     for bad in (b"[]", b"1", b"[" * 200_000, b'{"choices": {}}', b'{"choices": [1]}', b"\xff"):
         with pytest.raises(ValueError, match=r"no |without"):

@@ -1,6 +1,6 @@
 """A client of OpenAI-compatible chat completions that gives up neither too early nor too late.
 
-Knows HTTP, which failures pass and which do not, and what requests cost. Knows nothing of traces.
+Knows HTTP, which failures pass and which do not, and what requests cost. Knows nothing of what is asked.
 The API key goes into one header and nowhere else: no message, cache file or repr holds it.
 """
 
@@ -18,19 +18,20 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from safelens.curate.answer_cache import AnswerCache
-from safelens.curate.trace_generator import EndpointError, EndpointStop
+from safelens.answer_cache import AnswerCache
+from safelens.chat_errors import EndpointError, EndpointStop
 
 _PASSING = frozenset({408, 409, 425, 429})
 _ABOUT_THE_REQUEST = frozenset({400, 413, 422})
-_LARGEST = 8_000_000  # bytes of an answer; a longer one is no trace
+_LARGEST = 8_000_000  # bytes of an answer; a longer one is none
 _LONGEST_WAIT_S = 600.0
 _ADVICE = {
-    400: "the endpoint does not accept the request: check --model, and that its context holds the "
-    "policy, the captions and an answer",
-    401: "the endpoint wants a key: name the environment variable that holds it with --api-key-env",
-    403: "the key does not permit this: check --api-key-env and --model",
-    404: "nothing is there: check --base-url, which usually ends with /v1, and --model",
+    400: "the endpoint does not accept the request: check the model's name, and that its context holds "
+    "what is asked and an answer",
+    401: "the endpoint wants a key: name the environment variable that holds it",
+    403: "the key does not permit this: check the environment variable that holds it, and the model's "
+    "name",
+    404: "nothing is there: check the base URL, which usually ends with /v1, and the model's name",
 }
 
 
@@ -75,6 +76,23 @@ class CostReport:
         return counts | {"cost": round(cost, 6)}
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What the model answered.
+
+    Attributes:
+        text: without its role; empty where the model refused or ran out of tokens.
+        prompt_tokens: as the endpoint counted them, None where it did not.
+        completion_tokens: likewise.
+        seconds: from the request that was answered to its answer's end; 0 from the cache.
+    """
+
+    text: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    seconds: float
+
+
 class ChatClient:
     """Asks one model at one endpoint; an async context manager.
 
@@ -82,7 +100,7 @@ class ChatClient:
         base_url: of the API, such as `http://localhost:8000/v1`.
         model: as the endpoint names it.
         api_key: sent as bearer token; None sends none.
-        cache: answers that are known already.
+        cache: answers that are known already; None keeps none.
         concurrency: most requests at a time.
         timeout_s: for one whole answer.
         retries: of a request whose failure may pass.
@@ -97,7 +115,7 @@ class ChatClient:
         base_url: str,
         model: str,
         *,
-        cache: AnswerCache,
+        cache: AnswerCache | None,
         api_key: str | None = None,
         concurrency: int = 16,
         timeout_s: float = 300.0,
@@ -111,12 +129,10 @@ class ChatClient:
         except (ValueError, httpx2.InvalidURL):
             usable = False
         if not usable:
-            raise EndpointStop(
-                f"--base-url {base_url!r}: expected http://HOST/v1 or https://HOST/v1"
-            )
+            raise EndpointStop(f"base URL {base_url!r}: expected http://HOST/v1 or https://HOST/v1")
         if parts.username or parts.password or parts.query:
             raise EndpointStop(
-                "--base-url holds a user, password or query; give a key with --api-key-env"
+                "the base URL holds a user, password or query; give a key in an environment variable"
             )
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             raise EndpointStop(
@@ -143,36 +159,41 @@ class ChatClient:
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
 
-    async def ask(self, messages: list[dict[str, str]], *, fresh: bool = False) -> str:
+    async def ask(
+        self, messages: list[dict[str, Any]], *, fresh: bool = False, **fields: Any
+    ) -> Reply:
         """The model's answer, from the cache where it is known.
 
         Args:
             messages: of the chat, each with role and content.
             fresh: ask the endpoint even so, and keep its new answer.
+            fields: further fields of the request, such as `temperature`.
 
         Raises:
             EndpointError: no answer after all retries, or the endpoint refuses these messages.
             EndpointStop: the endpoint refuses every request.
             OSError: the cache cannot be written.
         """
-        body = {"model": self.model, "messages": messages, "stream": False}
-        key = self._cache.key(self.base_url, self.model, body)
-        if not fresh and (known := self._cache.get(key)) is not None:
+        body = {"model": self.model, "messages": messages, "stream": False} | fields
+        key = "" if self._cache is None else self._cache.key(self.base_url, self.model, body)
+        if self._cache is not None and not fresh and (known := self._cache.get(key)) is not None:
             self.report.cache_hits += 1
-            return str(known["text"])
+            usage = known.get("usage") or {}
+            return Reply(str(known["text"]), *_tokens(usage), seconds=0.0)
         async with self._slots:
-            text, usage = await self._request(body)
+            text, usage, seconds = await self._request(body)
         self.report.answers += 1
-        sent, made = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
+        sent, made = _tokens(usage)
         if sent is None or made is None:
             self.report.unmetered += 1
         else:
             self.report.prompt_tokens += sent
             self.report.completion_tokens += made
-        self._cache.put(key, {"text": text, "usage": usage, "model": self.model})
-        return text
+        if self._cache is not None:
+            self._cache.put(key, {"text": text, "usage": usage, "model": self.model})
+        return Reply(text, sent, made, seconds)
 
-    async def _request(self, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    async def _request(self, body: dict[str, Any]) -> tuple[str, dict[str, Any], float]:
         why, wait = "", 0.0
         for attempt in range(self._retries + 1):
             if attempt:
@@ -181,6 +202,7 @@ class ChatClient:
                 await asyncio.sleep(max(wait, pause * random.uniform(0.5, 1.0)))
             wait = 0.0
             self.report.requests += 1
+            began = time.perf_counter()
             try:
                 async with asyncio.timeout(self._timeout_s):
                     status, headers, data = await self._send(body)
@@ -192,7 +214,7 @@ class ChatClient:
                 continue
             if status == 200:
                 try:
-                    return _read(data)
+                    return *_read(data), time.perf_counter() - began
                 except ValueError as error:
                     why = f"not a chat completion: {error}"
                     continue
@@ -250,6 +272,10 @@ def _read(data: bytes) -> tuple[str, dict[str, Any]]:
     # A lone surrogate is valid JSON and no valid text.
     text = content.encode("utf-8", "replace").decode()
     return text, usage if isinstance(usage, dict) else {}
+
+
+def _tokens(usage: dict[str, Any]) -> tuple[int | None, int | None]:
+    return _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
 
 
 def _count(usage: dict[str, Any], name: str) -> int | None:

@@ -1,0 +1,127 @@
+"""`safelens evaluate`: the arguments, the progress, and what is told at the end.
+
+Knows what is printed. How systems run is the matter of `safelens.evaluate.run`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from safelens.cli._options import FAILED, INTERRUPTED, Data, VideosRoot, fail
+from safelens.cli._progress import progress
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from safelens.data.records import Record
+    from safelens.evaluate.run import Run
+    from safelens.evaluate.system import System
+
+
+def evaluate(
+    data: Data,
+    systems: Annotated[
+        Path, typer.Option(metavar="YAML", help="Names the systems; see docs/systems.md.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Answers are kept here; an interrupted run goes on."),
+    ],
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Run this system alone; may be given several times."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Take only so many records, the first ones.")
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy",
+            help="Policy file or name, by which the data are read and all systems judge.",
+            show_default="default; a bundle keeps its own",
+        ),
+    ] = None,
+    videos_root: VideosRoot = None,
+) -> None:
+    """Run systems over a data set and keep what they answer.
+
+    Of a bundle, S1 and S2 answer on every video. A video that a system has answered on, under whatever name,
+    is not asked again; failures are. Exit code 0; 1: answers failed, or a file cannot be written; 2: wrong
+    use, or a system cannot be used; 130: interrupted: give the same command again to go on.
+    """
+    from safelens.cli._inputs import read_data, warn_left_out
+    from safelens.evaluate.system import SystemsError
+    from safelens.evaluate.systems import build_systems, read_systems
+    from safelens.line_log import LogError
+
+    try:
+        file = read_systems(systems).only(only or [])
+        read, used = read_data(data, videos_root, policy or "default")
+        built = build_systems(file, used, keep_policies=policy is None)
+        warn_left_out(read.left_out)
+        records = read.records[:limit]
+        if not records:
+            fail(f"{data} has no records")
+        runs = _run(built, records, out)
+    except SystemsError as error:
+        fail(str(error))
+    except (LogError, OSError) as error:
+        fail(str(error), FAILED)
+    except KeyboardInterrupt:
+        fail("stopped; what is answered is kept: give the same command again", INTERRUPTED)
+    _tell(runs, out)
+    if any(a.outcome == "failed" for run in runs.values() for s in run.answers.values() for a in s):
+        raise typer.Exit(FAILED)
+
+
+def _run(built: Mapping[str, System], records: tuple[Record, ...], out: Path) -> dict[str, Run]:
+    from safelens.evaluate.run import run_system, take_samples
+
+    runs: dict[str, Run] = {}
+    with progress("videos", len(records)) as bar:
+        samples = take_samples(records, on_done=bar.advance)
+        for name, system in built.items():
+            bar.begin(name, len(samples))
+            runs[name] = run_system(
+                name,
+                system,
+                samples,
+                out,
+                say=lambda message, name=name: bar.say(f"{name}: {message}"),  # type: ignore[misc]
+                on_done=bar.advance,
+            )
+    return runs
+
+
+def _tell(runs: Mapping[str, Run], out: Path) -> None:
+    """Print how many answers of each kind every system gave, and where they are."""
+    from typing import get_args
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from safelens.evaluate.answers import Outcome
+
+    outcomes = get_args(Outcome)
+    table = Table()
+    table.add_column("system", overflow="fold")
+    table.add_column("answer of", no_wrap=True)
+    for outcome in outcomes:
+        table.add_column(outcome, justify="right")
+    for name, run in runs.items():
+        for stage, answers in run.answers.items():
+            counts = [sum(a.outcome == outcome for a in answers) for outcome in outcomes]
+            told = f"{stage} (tau {run.tau:g})" if stage == "cascade" else stage
+            table.add_row(name, told, *map(str, counts))
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console.print(table)
+    for name, run in runs.items():
+        if run.earlier:
+            total = len(next(iter(run.answers.values())))
+            typer.echo(f"{name}: {run.earlier} of {total} were answered before")
+    typer.echo(f"answers: {out / 'answers'}, a line a record in SYSTEM/STAGE.jsonl")

@@ -1,0 +1,300 @@
+"""The file that names the systems to be compared: its form, its errors, and what is made of it.
+
+Knows the kinds of systems and their settings. Whatever can be known to be wrong is found here, before a
+model is loaded or a request is paid for.
+
+    systems:
+      tiny:   {kind: safelens, bundle: tiny}
+      plain:  {kind: vlm, model: Qwen/Qwen3-VL-2B-Instruct, prompt: safelens}
+      remote: {kind: openai, base_url: "http://localhost:8000/v1", model: name, prompt: safewatch}
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from safelens.bundle import ClipSettings, packaged_bundles
+from safelens.evaluate.endpoint_system import EndpointSystem, Frames
+from safelens.evaluate.safelens_system import SafeLensSystem
+from safelens.evaluate.styles import StyleName
+from safelens.evaluate.system import System, SystemsError
+from safelens.evaluate.vlm_system import VlmSystem
+from safelens.policy import Policy
+from safelens.yaml_lines import Document, read_yaml
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SafeLensSettings(_Settings):
+    """A bundle: answers of its two stages on every video."""
+
+    kind: Literal["safelens"]
+    bundle: str
+    """Name of a packaged bundle, directory or hub id."""
+
+
+class VlmSettings(_Settings):
+    """A Qwen3-VL-like model, run here."""
+
+    kind: Literal["vlm"]
+    model: str
+    """Directory or hub id."""
+    prompt: StyleName
+    clip: ClipSettings = ClipSettings()
+    frame_pixels: int = Field(default=448 * 448, ge=1)
+    """Pixels of a frame as the model sees it."""
+    max_new_tokens: int = Field(default=512, ge=1)
+    """Budget of an answer."""
+
+
+class EndpointSettings(_Settings):
+    """A model behind an OpenAI-compatible endpoint."""
+
+    kind: Literal["openai"]
+    base_url: str
+    """Of the API; usually ends with /v1."""
+    model: str
+    """As the endpoint names it."""
+    prompt: StyleName
+    api_key_env: str | None = None
+    """Environment variable that holds the API key."""
+    frames: Frames = "images"
+    """How frames are sent; "video" is for video models in vLLM."""
+    clip: ClipSettings = ClipSettings()
+    max_new_tokens: int = Field(default=512, ge=1)
+    """Budget of an answer."""
+    concurrency: int = Field(default=8, ge=1)
+    """Most requests at a time."""
+    timeout_s: float = Field(default=300.0, gt=0, allow_inf_nan=False)
+    """For one whole answer."""
+    retries: int = Field(default=6, ge=0)
+    """Of a request whose failure may pass."""
+
+
+AnySettings = SafeLensSettings | VlmSettings | EndpointSettings
+_KINDS: dict[str, type[AnySettings]] = {
+    "safelens": SafeLensSettings,
+    "vlm": VlmSettings,
+    "openai": EndpointSettings,
+}
+
+
+@dataclass(frozen=True)
+class SystemsFile:
+    """What a file of systems says.
+
+    Attributes:
+        path: of the file; directories in it are relative to its folder.
+        settings: of each system, by its name, in the file's order.
+    """
+
+    path: Path
+    settings: dict[str, AnySettings]
+    _document: Document = field(repr=False)
+
+    def where(self, name: str) -> str:
+        """A system's place, for messages."""
+        return f"{self.path}:{self._document.line(('systems', name))}: system {name!r}"
+
+    def only(self, names: list[str]) -> SystemsFile:
+        """Those of the systems that are named; all, where none is.
+
+        Raises:
+            SystemsError: a name is not in the file.
+        """
+        if unknown := [name for name in names if name not in self.settings]:
+            known = ", ".join(self.settings)
+            raise SystemsError(f"{self.path}: no system {unknown[0]!r}; it names {known}")
+        chosen = {n: s for n, s in self.settings.items() if not names or n in names}
+        return SystemsFile(self.path, chosen, self._document)
+
+
+def read_systems(path: str | os.PathLike[str]) -> SystemsFile:
+    """Read a file of systems.
+
+    Raises:
+        SystemsError: it cannot be read or says something that is not understood; every problem is named,
+            with its line.
+    """
+    file = Path(path)
+    try:
+        document = read_yaml(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise SystemsError(f"{file}: cannot be read ({reason}); expected a YAML file") from error
+    problems = [(line or 1, message) for line, message in document.problems]
+    settings: dict[str, AnySettings] = {}
+    if document.readable and not problems:
+        found = document.data.get("systems") if isinstance(document.data, dict) else None
+        if not isinstance(found, dict) or not found:
+            problems.append((1, "expected 'systems:' with a mapping of names to systems"))
+            found = {}
+        else:
+            problems += [
+                (document.line((key,)), f"unknown key {key!r}; expected only 'systems'")
+                for key in document.data
+                if key != "systems"
+            ]
+        for name, value in found.items():
+            one, wrong = _settings(name, value)
+            if one is not None:
+                settings[name] = one
+            at = ("systems", name)
+            problems += [
+                (document.line((*at, *place)), f"system {name!r}: {text}") for place, text in wrong
+            ]
+    if problems:
+        raise SystemsError("\n".join(f"{file}:{line}: {text}" for line, text in sorted(problems)))
+    return SystemsFile(file, settings, document)
+
+
+_Problems = list[tuple[tuple[str | int, ...], str]]
+
+
+def _settings(name: str, value: Any) -> tuple[AnySettings | None, _Problems]:
+    """The settings of one system, or what is wrong and where."""
+    if not _NAME.fullmatch(name):
+        return None, [((), "a name has letters, digits, '_', '-' and '.', at most 64; rename it")]
+    kinds = ", ".join(_KINDS)
+    if not isinstance(value, dict) or "kind" not in value:
+        return None, [((), f"expected a mapping with a kind, one of {kinds}")]
+    if not isinstance(value["kind"], str) or value["kind"] not in _KINDS:
+        return None, [(("kind",), f"unknown kind {value['kind']!r}; expected one of {kinds}")]
+    kind = _KINDS[value["kind"]]
+    try:
+        return kind.model_validate(value), []
+    except ValidationError as error:
+        return None, [(e["loc"], _said(kind, e)) for e in error.errors()]
+
+
+def _said(kind: type[AnySettings], error: Any) -> str:
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        inside = error["loc"][:-1] == ("clip",)
+        known = ClipSettings.model_fields if inside else kind.model_fields
+        return f"unknown key {key!r}; expected {', '.join(known)}"
+    if error["type"] == "missing":
+        return f"key {key!r} is missing; add it"
+    return f"{key}: {error['msg']}, found {error['input']!r}"
+
+
+def build_systems(
+    file: SystemsFile, policy: Policy, *, keep_policies: bool = True
+) -> Mapping[str, System]:
+    """Make every system ready to be entered; loads no model and asks no endpoint.
+
+    Args:
+        file: what was read.
+        policy: by whose categories all are judged.
+        keep_policies: whether a bundle keeps its own policy, which must have the same categories.
+
+    Raises:
+        SystemsError: a directory, key or part is missing, or a bundle is damaged or has other categories;
+            names every system that cannot be used.
+    """
+    systems: dict[str, System] = {}
+    problems: list[str] = []
+    for name, settings in file.settings.items():
+        try:
+            systems[name] = _build(
+                file.where(name), file.path.parent, settings, policy, keep_policies
+            )
+        except SystemsError as error:
+            problems.append(str(error))
+    if problems:
+        raise SystemsError("\n".join(problems))
+    return systems
+
+
+def _build(
+    where: str, folder: Path, settings: AnySettings, policy: Policy, keep_policies: bool
+) -> System:
+    if isinstance(settings, SafeLensSettings):
+        bundle = settings.bundle
+        if bundle not in packaged_bundles():
+            bundle = _directory(where, "bundle", bundle, folder)
+        system = SafeLensSystem(where, bundle, None if keep_policies else policy)
+        if set(system.policy.labels) != set(policy.labels):
+            raise SystemsError(
+                f"{where}: its policy {system.policy.id!r} has {', '.join(system.policy.labels)}; the "
+                f"data are read by policy {policy.id!r}: {', '.join(policy.labels)}. Name one with "
+                "--policy that suits both"
+            )
+        return system
+    if isinstance(settings, VlmSettings):
+        return VlmSystem(
+            where,
+            _directory(where, "model", settings.model, folder),
+            settings.prompt,
+            policy,
+            clip=settings.clip,
+            frame_pixels=settings.frame_pixels,
+            max_new_tokens=settings.max_new_tokens,
+        )
+    return _endpoint(where, settings, policy)
+
+
+def _endpoint(where: str, settings: EndpointSettings, policy: Policy) -> System:
+    try:
+        from safelens.chat_client import ChatClient
+        from safelens.chat_errors import EndpointStop
+    except ImportError as error:
+        raise SystemsError(
+            f"{where}: kind openai needs httpx2: pip install 'safelens[evaluate]'"
+        ) from error
+    key: str | None = None
+    if settings.api_key_env is not None:
+        key = os.environ.get(settings.api_key_env, "").strip()
+        if not key:
+            raise SystemsError(
+                f"{where}: api_key_env: the environment variable {settings.api_key_env} is not set; "
+                "set it to the endpoint's key"
+            )
+    try:
+        client = ChatClient(
+            settings.base_url,
+            settings.model,
+            cache=None,  # answers are kept by content, whatever gave them
+            api_key=key,
+            concurrency=settings.concurrency,
+            timeout_s=settings.timeout_s,
+            retries=settings.retries,
+        )
+    except EndpointStop as error:
+        raise SystemsError(f"{where}: {error}") from error
+    return EndpointSystem(
+        client,
+        settings.prompt,
+        policy,
+        clip=settings.clip,
+        frames=settings.frames,
+        max_new_tokens=settings.max_new_tokens,
+        concurrency=settings.concurrency,
+    )
+
+
+def _directory(where: str, key: str, value: str, folder: Path) -> str:
+    """A directory, relative ones to the file's folder; what is none and may be a hub id stays as it is.
+
+    Raises:
+        SystemsError: it is no directory and can be no hub id.
+    """
+    place = folder / Path(value).expanduser()
+    if place.is_dir():
+        return str(place)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", value):
+        raise SystemsError(
+            f"{where}: {key}: no directory {place}, and {value!r} is no hub id (OWNER/NAME); correct it"
+        )
+    return value
