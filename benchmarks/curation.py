@@ -243,10 +243,12 @@ HEADLINE = {
     "influence": "whitened, as the filter reads it",
     "tracin": "tracin, as the filter reads it",
     "cleanlab": "cleanlab self_confidence, out of fold",
+    "cleanlab_margin": "cleanlab normalized_margin, out of fold",
     "loss": "loss",
 }
-"""The four that the report puts side by side; `auroc` holds all. Cleanlab's own default method, on the
-probabilities that it asks for. The filter reads how far the worse of its two averages is above its bound."""
+"""Those that the report puts side by side; `auroc` holds all. Of cleanlab its default method and the one that
+does best here, on the probabilities that it asks for. The filter reads how far the worse of its two averages
+is above its bound."""
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
