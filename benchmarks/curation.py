@@ -29,7 +29,7 @@ from benchmarks.noise_scores import noise_auroc
 from recipes.machine import in_words, machine
 from recipes.stages import Stage, run
 from recipes.tiny import curation, embedder
-from recipes.tiny.__main__ import BASE, CAPTIONS, HELD, LEARNING, TRAIN, VAL
+from recipes.tiny.__main__ import BASE, CAPTIONS, HELD, LEARNING, READING, TRAIN, VAL
 from recipes.tiny.check import class_accuracy
 from recipes.tiny.data import DrawnReader
 from recipes.tiny.fast import screened
@@ -59,15 +59,6 @@ TESTED = 1_600
 """Clips of ``held`` on which accuracy is measured; nothing else of them is used."""
 VALIDATION = 1_000
 FOLDS = 5
-READING = LEARNING | {
-    "see": 0,
-    "steps": 160,
-    "deliberate": False,
-    "read_captions": True,
-    "boolean_weight": 4.0,
-}
-"""Of the model that influence is asked of: two epochs. Its booleans, few among the answer's tokens, weigh
-more than in `recipes.tiny`, whose model sees each clip less than once and hardly learns them."""
 SCREENING = LEARNING | {"see": 160, "steps": 320, "deliberate": False}
 """Of the embedders that are compared: two epochs without the policy and two with it."""
 FILTERING = {"score": "whitened", "false_drop_rate": 0.05}
@@ -162,10 +153,11 @@ def trial(kind: str, rate: float, seed: int) -> Trial:
         return Stage("tested", fit_and_test, settings, (TRAIN, HELD, data, learned))
 
     labels = given(rate)
+    # Two epochs.
     reader = Stage(
         "noisy",
         embedder.learn_labels,
-        READING | {"seed": seed},
+        READING | {"steps": 160, "seed": seed},
         (TRAIN, labels, BASE, CAPTIONS),
     )
     influence = Stage(

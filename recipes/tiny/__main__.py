@@ -51,10 +51,18 @@ CAPTIONS = Stage(
 )
 LEARNING = {"batch": 32, "lr": 1e-3, "muon_lr": 0.015, "warmup": 20, "boolean_weight": 0.5}
 """How labels are learned, be they wrong or kept by the filter."""
+READING = LEARNING | {
+    "see": 0,
+    "deliberate": False,
+    "read_captions": True,
+    "boolean_weight": 4.0,
+}
+"""Of the model that influence is asked of. Its booleans are few among the answer's tokens; at 0.5 it answers by
+how frequent a category is, and of its gradients only the states tell clips apart."""
 NOISY = Stage(
     "noisy",
     embedder.learn_labels,
-    LEARNING | {"see": 0, "steps": 180, "seed": 1, "deliberate": False, "read_captions": True},
+    READING | {"steps": 240, "seed": 1},
     (TRAIN, LABELS, BASE, CAPTIONS),
 )
 INFLUENCE = Stage(

@@ -5,6 +5,7 @@ Knows words and prompts. Knows nothing of models.
 SafeWorld shows a few dozen phrases. A model that saw only them learns which one is likely, not to look up
 what a caption quotes, and writes another that it knows. So the phrase of a clip is replaced by random
 words wherever it stands, and the answer ends where it has been repeated: what random words mean is unknown.
+Where labels may be shown, whole traces are among them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import random
 from collections.abc import Sequence
 
 from safelens import prompts
+from safelens.curate.trace_rules import RuleGenerator
 from safelens.data.records import Record
 from safelens.policy import Policy
 from safelens.safeworld import wording
@@ -76,12 +78,26 @@ def filled_in(rng: random.Random, policy: Policy) -> Text:
 def deliberated(
     rng: random.Random, policy: Policy, records: Sequence[Record], *, most: int
 ) -> Text:
-    """As `quoted`, in the whole of S2's request, with made-up scores."""
-    captions, answer, old, new = _reworded(rng, records, most)
+    """As `quoted`, in the whole of S2's request, with made-up scores; every other time a trace instead.
+
+    A trace is what S2 will be taught to write: an adapter alone, which leaves the embeddings as they are, does
+    not learn words that its base has never written.
+    """
     raw = [rng.random() ** 3 for _ in policy.labels]
-    scores = {name: value / sum(raw) for name, value in zip(policy.labels, raw, strict=True)}
-    request = prompts.deliberation_request(policy, captions, scores)
+    if rng.random() < 0.5:
+        record = rng.choice(records)
+        raw[policy.labels.index(record.label)] += rng.choice((0, 1, 4))
+        captions = tuple(record.captions[at] for at in _some_frames(rng, record, most))
+        seen = record.model_copy(update={"captions": captions, "scores": _scores(policy, raw)})
+        request = prompts.deliberation_request(policy, captions, _scores(policy, raw))
+        return request, RuleGenerator(policy).trace(seen, rng.randrange(3))
+    reworded, answer, old, new = _reworded(rng, records, most)
+    request = prompts.deliberation_request(policy, reworded, _scores(policy, raw))
     return request.replace(old, new), answer
+
+
+def _scores(policy: Policy, raw: Sequence[float]) -> dict[str, float]:
+    return {name: value / sum(raw) for name, value in zip(policy.labels, raw, strict=True)}
 
 
 def _reworded(

@@ -8,6 +8,7 @@ import pytest
 from recipes.tiny.data import DrawnClips, DrawnReader, draw
 from recipes.tiny.reading import deliberated, phrase_in, quoted, readable, repeated
 from safelens.policy import Policy
+from safelens.prompts import parse_response
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,20 @@ def test_texts_quote_new_words_that_stand_in_their_prompt(drawn):
             assert shown
             assert all(word in prompt for word in shown)
             assert first.startswith("DESCRIPTION: ")
+
+
+def test_every_other_deliberated_text_is_a_trace_of_the_labels_given(drawn):
+    noisy = readable(drawn.records("train", noise=0.5, seed=3))
+    policy = Policy.load("default")
+    rng = random.Random(5)
+    whole = 0
+    for record in noisy * 10:
+        _, answer = deliberated(rng, policy, [record], most=6)
+        if "GUARDRAIL:" in answer:
+            whole += 1
+            flags = parse_response(policy, answer).flags
+            assert {name for name, flag in flags.items() if flag} == set(record.labels)
+    assert 0.3 < whole / (10 * len(noisy)) < 0.7
 
 
 def test_repeated_words_are_the_same(drawn):

@@ -89,6 +89,14 @@ class RuleGenerator:
     async def write(self, record: Record, rejected: Sequence[Attempt], *, fresh: bool) -> str:
         """A trace for `record.labels`; the same record gives the same text, each attempt another.
 
+        Raises:
+            Unanswerable: As `trace`.
+        """
+        return self.trace(record, len(rejected))
+
+    def trace(self, record: Record, attempt: int = 0) -> str:
+        """A trace for `record.labels`, in the wording of this attempt.
+
         A mislabelled record's explanation would contradict its labels, so it gets a sentence that
         follows from the labels alone, as in `safeworld.export`.
 
@@ -116,7 +124,7 @@ class RuleGenerator:
             shows = _agreement(record) >= SUPPORT
             wordings = _EVIDENCE[shows, stance]
             number = _decisive(record)
-            key = hashlib.sha256(record.id.encode()).digest()[0] + len(rejected)
+            key = hashlib.sha256(record.id.encode()).digest()[0] + attempt
             evidence = wordings[key % len(wordings)].format(
                 frame=f"Frame-{number} ({record.captions[number].time_s:.1f} s)", name=names[top]
             )
