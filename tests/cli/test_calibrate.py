@@ -65,7 +65,7 @@ class World:
     def keep(self, temperature=1.0, s2=False):
         identity = SafeLensSystem("tiny", "tiny", temperature=temperature).identity()
         log = AnswerLog(self.work / "cache", identity)
-        p = tempered(self.p, temperature)
+        p = self.p if temperature == 1 else tempered(self.p, temperature)  # to the last bit
         for i, sample in enumerate(self.samples[:-1]):
             answers = {"screen": self.screen(i, p[i])}
             if s2:
