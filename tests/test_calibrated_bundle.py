@@ -8,7 +8,7 @@ import pytest
 
 from safelens.bundle import Bundle, BundleError, write_bundle
 from safelens.calibrate import Screening
-from safelens.calibrated_bundle import Calibration, write_calibration
+from safelens.calibrated_bundle import Calibration, Measured, write_calibration
 from safelens.policy import Policy
 from safelens.reliability import ece, reliability
 from safelens.risk import control_class_risk, control_risk
@@ -51,16 +51,19 @@ def result(bundle, method="risk", **fields):
         points = operating_points(s, s.right, s1_cost=1, s2_cost=9)
         evidence = tau_for_cost(points, most=0.5)
     bins = reliability(s.confidence, s.right)
+    measured = Measured(answers=97, alone=50, wrong=1, risk=0.02, ece=0.2)
     values = {
         "bundle_sha256": Bundle.load(bundle).sha256,
         "data_sha256": "ab" * 32,
-        "counts": {"temperature": 100, "tau": 400},
+        "seed": 0,
+        "counts": {"temperature": 100, "tau": 400, "test": 100},
+        "left_out": {"unfamiliar": 3},
         "method": method,
         "target": {"alpha": 0.05, "delta": 0.05},
         "evidence": evidence,
         "temperature": 1.5,
-        "ece_before": 0.2,
-        "ece_after": ece(bins),
+        "before": measured,
+        "after": measured.model_copy(update={"ece": ece(bins)}),
         "reliability": bins,
     }
     return Calibration(**(values | fields))
@@ -75,7 +78,7 @@ def test_a_copy_carries_the_result_and_the_evidence(bundle, tmp_path, method):
     made = Bundle.load(out)
     assert made.sha256 == digest
     s = made.settings
-    assert (s.tau, s.taus) == (given.tau, given.taus)
+    assert s.thresholds == given.thresholds
     assert s.screen.temperature == 3.0
     assert (s.name, s.knows, s.calibration) == ("b", "drawings", "calibration.json")
     assert Calibration.model_validate_json((out / "calibration.json").read_text()) == given
@@ -92,6 +95,9 @@ def test_a_copy_carries_the_result_and_the_evidence(bundle, tmp_path, method):
     card = (out / "card.md").read_text()
     assert card.startswith("# b 1\n")
     assert "Temperature 3.0000" in card
+    assert "50 of 97 familiar videos alone, 1 of them wrongly" in card
+    assert "(reliability.svg)" in card
+    assert b"<svg" in (out / "reliability.svg").read_bytes()
     assert ("none, all to S2" in card) == (method == "class_risk")
 
 
@@ -127,7 +133,7 @@ def test_without_a_probe_there_is_no_temperature(bundle, tmp_path):
     with pytest.raises(BundleError, match="without a probe"):
         write_calibration(bundle, tmp_path / "c", result(bundle))
     write_calibration(bundle, tmp_path / "c", result(bundle, temperature=1.0))
-    assert Bundle.load(tmp_path / "c").settings.tau == result(bundle).tau
+    assert Bundle.load(tmp_path / "c").settings.thresholds == result(bundle).thresholds
 
 
 def test_a_failure_leaves_the_bundle_and_no_rubbish(bundle, tmp_path, monkeypatch):

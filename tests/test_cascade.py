@@ -127,15 +127,15 @@ def test_a_class_may_have_its_own_tau(make_bundle, lens, videos, policy):
     for tau, taus in ((1.01, {own: 0.0}), (0.0, {own: 1.01})):
         folder = make_bundle(tau=tau, taus=taus, screen={"domain": None})
         with SafeLens.load(folder, device="cpu") as changed:
-            assert changed.threshold(own) == taus[own]
-            assert {changed.threshold(n) for n in policy.labels if n != own} == {tau}
+            assert changed.thresholds.of(own) == taus[own]
+            assert {changed.thresholds.of(n) for n in policy.labels if n != own} == {tau}
             verdicts = [found.verdict for found in changed.moderate_many(videos)]
         for verdict, s1 in zip(verdicts, answers, strict=True):
-            stands = changed.threshold(s1.label) == 0
+            stands = changed.thresholds.of(s1.label) == 0
             assert verdict.decided_by == ("screen" if stands else "deliberate")
             assert verdict.provenance.taus == taus
     with SafeLens.load(folder, tau=0.0, device="cpu") as changed:
-        assert changed.threshold(own) == 0
+        assert changed.thresholds.of(own) == 0
         verdict = changed.moderate(videos[0]).verdict
         assert (verdict.decided_by, verdict.provenance.taus) == ("screen", None)
 

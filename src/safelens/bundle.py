@@ -9,6 +9,7 @@ and settings to whoever builds the parts.
     captioner/    Florence-2                     deliberate/  the LoRA adapter (or another model)
     domain.safetensors   the domain guard        card.md   what it was trained on, and its limits
     calibration.json     the evidence for temperature and tau, where they were calibrated
+    reliability.svg      its picture
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pydantic import (
 )
 
 from safelens.policy import Policy, PolicyError
+from safelens.thresholds import Thresholds
 from safelens.video import ClipOptions
 
 CONFIG = "bundle.yaml"
@@ -125,6 +127,11 @@ class BundleSettings(_Settings):
     deliberate: DeliberateSettings
     files: dict[str, str]
     """SHA-256 of every other file."""
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """`tau` and `taus`."""
+        return Thresholds(self.tau, self.taus)
 
     def holds(self, part: str) -> bool:
         """Whether a part is one of the files, or a folder of them."""

@@ -20,6 +20,7 @@ from safelens import __version__
 from safelens.bundle import Bundle, BundleError, ClipSettings
 from safelens.outcome import Decision, Decoded, Outcome
 from safelens.policy import Policy
+from safelens.thresholds import Thresholds
 from safelens.verdict import Caption, Evidence, Provenance, Verdict
 from safelens.video import Clip, ClipOptions, VideoError, VideoReader
 
@@ -215,9 +216,10 @@ class SafeLens:
         """End the decoding process."""
         self._reader.close()
 
-    def threshold(self, label: str) -> float:
-        """Confidence from which on S1's answer stands if it is this class."""
-        return self.taus.get(label, self.tau)
+    @property
+    def thresholds(self) -> Thresholds:
+        """`tau` and `taus`: from which confidence on S1's answer stands."""
+        return Thresholds(self.tau, self.taus)
 
     # -- moderation -------------------------------------------------------------------------------
 
@@ -292,7 +294,7 @@ class SafeLens:
         """Algorithm 2 from line 5 on, with the domain guard's condition added."""
         if not s1.familiar and self.outside_domain == "refuse":
             return self._outcome.out_of_domain(video, s1)
-        if s1.familiar and s1.confidence >= self.threshold(s1.label):
+        if s1.familiar and self.thresholds.passed(s1.label, s1.confidence):
             flags = {c.id: c.id == s1.label for c in self.policy.categories}
             decision = Decision("screen", flags, s1.scores)
             evidence = self._evidence(video, clip, s1, decision)

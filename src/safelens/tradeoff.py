@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from safelens.calibrate import CalibrationError, Floats, Screening
+from safelens.calibrate import Bools, CalibrationError, Floats, Screening
 from safelens.risk import ALL_TO_S2, samples_needed, thresholds
 
 SEARCHED = 20
@@ -60,15 +60,7 @@ def operating_points(
         ValueError: shapes differ, or costs are negative or all zero.
     """
     n = len(screening)
-    s2 = np.asarray(s2_right, bool)
-    first, second = (np.broadcast_to(np.asarray(c, float), (n,)) for c in (s1_cost, s2_cost))
-    if s2.shape != (n,):
-        raise ValueError(f"expected s2_right of shape ({n},), got {s2.shape}")
-    if not n:
-        raise CalibrationError("operating points of no videos; at least one is needed")
-    total = first.sum() + second.sum()
-    if not (first.min() >= 0 and second.min() >= 0 and 0 < total < np.inf):
-        raise ValueError("expected costs of 0 or more, finite and not all 0")
+    s2, second, total = _checked(n, s2_right, s1_cost, s2_cost)
     # S1 decides the first k of the familiar ones by falling confidence; sums[k] is what that changes.
     own = np.flatnonzero(screening.familiar)
     own = own[np.argsort(-screening.confidence[own])]
@@ -84,6 +76,33 @@ def operating_points(
             count=n,
         )
         for tau, k in zip((ALL_TO_S2, *taus), (0, *selected), strict=True)
+    )
+
+
+def operating_point(
+    screening: Screening, s2_right: ArrayLike, tau: float, *, s1_cost: ArrayLike, s2_cost: ArrayLike
+) -> OperatingPoint:
+    """The cascade at a tau that was chosen on other videos; as in :func:`operating_points`.
+
+    Args:
+        screening: S1's answers on N videos.
+        s2_right: Whether S2 is right, shape (N,), bool.
+        tau: The threshold.
+        s1_cost: Of S1, a number or shape (N,).
+        s2_cost: What S2 costs on top, likewise.
+
+    Raises:
+        CalibrationError: there is no video.
+        ValueError: shapes differ, or costs are negative or all zero.
+    """
+    s2, second, total = _checked(len(screening), s2_right, s1_cost, s2_cost)
+    own = screening.stands(tau)
+    return OperatingPoint(
+        tau=tau,
+        escalated=float(1 - own.mean()),
+        cost=float(1 - second[own].sum() / total),
+        right=int(np.where(own, screening.right, s2).sum()),
+        count=len(screening),
     )
 
 
@@ -149,6 +168,22 @@ def tau_for_accuracy(
             f"an error, {needed} videos are needed"
         )
     return min(reached, key=lambda pair: pair[0].cost)
+
+
+def _checked(
+    n: int, s2_right: ArrayLike, s1_cost: ArrayLike, s2_cost: ArrayLike
+) -> tuple[Bools, Floats, float]:
+    """Whether S2 is right and what it costs, shapes (n,), and what all cost together."""
+    s2 = np.asarray(s2_right, bool)
+    first, second = (np.broadcast_to(np.asarray(c, float), (n,)) for c in (s1_cost, s2_cost))
+    if s2.shape != (n,):
+        raise ValueError(f"expected s2_right of shape ({n},), got {s2.shape}")
+    if not n:
+        raise CalibrationError("operating points of no videos; at least one is needed")
+    total = float(first.sum() + second.sum())
+    if not (first.min() >= 0 and second.min() >= 0 and 0 < total < np.inf):
+        raise ValueError("expected costs of 0 or more, finite and not all 0")
+    return s2, second, total
 
 
 def _sums(values: ArrayLike) -> Floats:

@@ -15,9 +15,11 @@ from safelens.evaluate.routing import route
 from safelens.evaluate.safelens_system import SafeLensSystem
 from safelens.policy import SAFE
 from safelens.safeworld.writer import write_dataset
+from safelens.thresholds import Thresholds
 from safelens.video import ClipOptions, VideoReader
 
 torch.set_num_threads(1)
+BOTH = ("screen", "deliberate")
 
 
 def ask(system, clips):
@@ -77,10 +79,10 @@ def test_tiny_routed_is_tiny_moderating(tiny_clips, monkeypatch):
         for both, clip in zip(answers, tiny_clips, strict=True):
             screen, deliberate = both["screen"], both["deliberate"]
             assert (screen.id, deliberate.id) == (clip.sha256, clip.sha256)
-            for tau, outside in ((system.tau, "refuse"), (1.01, "escalate")):
+            for tau, outside in ((system.thresholds.tau, "refuse"), (1.01, "escalate")):
                 lens.tau, lens.outside_domain = tau, outside
                 verdict = moderated(lens, clip, monkeypatch)
-                same(route(screen, deliberate, tau, outside), verdict)
+                same(route(screen, deliberate, Thresholds(tau), outside), verdict)
                 seen.add((verdict.status, verdict.decided_by))
             if deliberate.outcome == "decided":
                 assert deliberate.text.startswith("DESCRIPTION:")
@@ -97,13 +99,26 @@ def test_every_way_through_a_random_bundle(lens, clips, monkeypatch):
     cut = replace(clips[0], truncated=True, notes=("truncated: it ends early",))
     seen = set()
     for clip in (clips[1], cut):
-        both = safelens_system._both(lens, clip)
+        both = safelens_system._ask(lens, clip, BOTH)
         bound = both["screen"].confidence
-        for tau in (bound, float(np.nextafter(bound, 2.0))):
-            lens.tau, lens.outside_domain = tau, "escalate"
+        # A truncated clip that S1 calls safe has no label, but the class's threshold all the same.
+        label = max(both["screen"].scores, key=both["screen"].scores.get)
+        above = float(np.nextafter(bound, 2.0))
+        for thresholds in (
+            Thresholds(bound),
+            Thresholds(above),
+            Thresholds(1.01, {label: bound}),
+            Thresholds(0.0, {label: above}),
+        ):
+            lens.tau, lens.taus = thresholds.tau, thresholds.taus
+            lens.outside_domain = "escalate"
             verdict = moderated(lens, clip, monkeypatch)
-            same(route(both["screen"], both["deliberate"], tau, "escalate"), verdict)
+            assert verdict.decided_by == (
+                "screen" if thresholds.of(label) == bound else "deliberate"
+            )
+            same(route(both["screen"], both["deliberate"], thresholds, "escalate"), verdict)
             seen.add((verdict.status, verdict.decided_by))
+    lens.taus = {}
     assert {status for status, _ in seen} == {"ok", "partial"}
     assert ("ok", "screen") in seen
     assert ("ok", "deliberate") in seen
@@ -119,7 +134,7 @@ def test_a_reasoner_of_its_own_reads_the_video_itself(
     folder = make_bundle(more=more, deliberate={"model": "reasoner"}, tau=1.01)
     with SafeLens.load(folder, device="cpu") as lens:
         lens.outside_domain = "escalate"
-        both = safelens_system._both(lens, clips[1])
+        both = safelens_system._ask(lens, clips[1], BOTH)
         same(both["deliberate"], moderated(lens, clips[1], monkeypatch))
 
 
@@ -128,14 +143,16 @@ def test_a_stage_that_fails_fails_alone(lens, clips, monkeypatch):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(lens.deliberator, "deliberate", broken)
-    both = safelens_system._both(lens, clips[0])
+    both = safelens_system._ask(lens, clips[0], BOTH)
     assert both["screen"].outcome == "decided"
     assert both["deliberate"].outcome == "failed"
     assert both["deliberate"].error.startswith(
         f"{clips[0].path}: the model failed (RuntimeError: out"
     )
-    assert route(both["screen"], both["deliberate"], 1.01) == both["deliberate"]
-    assert route(both["screen"], both["deliberate"], 0.0).outcome == both["screen"].outcome
+    assert route(both["screen"], both["deliberate"], Thresholds(1.01)) == both["deliberate"]
+    assert (
+        route(both["screen"], both["deliberate"], Thresholds(0.0)).outcome == both["screen"].outcome
+    )
 
 
 def answer(**fields):
@@ -145,15 +162,15 @@ def answer(**fields):
 
 def test_the_bound_itself():
     screen, deliberate = answer(), answer(flags=("violence",), label="violence")
-    assert route(screen, deliberate, 0.7) is screen
-    assert route(screen, deliberate, 0.71) is deliberate
+    assert route(screen, deliberate, Thresholds(0.7)) is screen
+    assert route(screen, deliberate, Thresholds(0.71)) is deliberate
     strange = answer(familiar=False)
-    assert route(strange, deliberate, 0.0) is deliberate
-    refused = route(strange, deliberate, 0.0, "refuse")
+    assert route(strange, deliberate, Thresholds(0.0)) is deliberate
+    refused = route(strange, deliberate, Thresholds(0.0), "refuse")
     assert (refused.outcome, refused.label, refused.flags) == ("undecided", None, None)
     assert Answer.model_validate(refused.model_dump()) == refused
     lost = Answer(id="a", outcome="failed", error="gone")
-    assert route(lost, deliberate, 0.0) is lost
+    assert route(lost, deliberate, Thresholds(0.0)) is lost
 
 
 def test_what_an_answer_depends_on(bundle_dir, make_bundle):

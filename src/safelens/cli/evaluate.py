@@ -116,11 +116,17 @@ def _tell(runs: Mapping[str, Run], out: Path) -> None:
     for name, run in runs.items():
         for stage, answers in run.answers.items():
             counts = [sum(a.outcome == outcome for a in answers) for outcome in outcomes]
-            told = f"{stage} (tau {run.tau:g})" if stage == "cascade" else stage
+            told = (
+                f"cascade ({str(run.thresholds).partition(':')[0]})"
+                if stage == "cascade"
+                else stage
+            )
             table.add_row(name, told, *map(str, counts))
     console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(table)
     for name, run in runs.items():
+        if run.thresholds is not None and run.thresholds.taus:
+            typer.echo(f"{name}: {run.thresholds}")
         if run.earlier:
             total = len(next(iter(run.answers.values())))
             typer.echo(f"{name}: {run.earlier} of {total} were answered before")

@@ -18,10 +18,11 @@ from safelens.evaluate.answers import Answer
 from safelens.evaluate.routing import OutsideDomain, route
 from safelens.evaluate.safelens_system import SafeLensSystem
 from safelens.evaluate.system import System, failed
+from safelens.thresholds import Thresholds
 from safelens.video import ClipOptions, VideoError, VideoReader, file_digest
 
 CASCADE = "cascade"
-"""Beside the stages of a bundle: what it says as a whole, at its own tau."""
+"""Beside the stages of a bundle: what it says as a whole, at its own thresholds."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +60,17 @@ class Run:
 
     Attributes:
         answers: stage to answers, one a record, in the records' order and with their ids. Of a bundle
-            "screen", "deliberate" and "cascade"; of others one stage.
+            "screen", "deliberate" and "cascade", or "screen" alone; of others one stage.
         files: stage to the file that holds them.
         earlier: records on whose video an earlier run has the answers.
-        tau: of a bundle: where its cascade stands.
+        thresholds: of a bundle.
         outside_domain: of a bundle.
     """
 
     answers: dict[str, list[Answer]]
     files: dict[str, Path]
     earlier: int
-    tau: float | None = None
+    thresholds: Thresholds | None = None
     outside_domain: OutsideDomain | None = None
 
 
@@ -166,7 +167,9 @@ def run_system(
     """
     log = AnswerLog(out / "cache", system.identity())
     try:
-        found = log.read()
+        stages = set(system.stages)
+        # A bundle's S1 may have been asked alone before.
+        found = {video: a for video, a in log.read().items() if stages <= a.keys()}
         earlier = sum(sample.sha256 in found for sample in samples)
         unknown: dict[str, Sample] = {}
         for sample in samples:
@@ -187,15 +190,18 @@ def run_system(
         say(f"{sample.record.id}: {sample.error}")
     rows = [_named(system, sample, found) for sample in samples]
     answers = {stage: [row[stage] for row in rows] for stage in system.stages}
-    tau: float | None = None
+    thresholds: Thresholds | None = None
     outside: OutsideDomain | None = None
     if isinstance(system, SafeLensSystem):
-        tau, outside = system.tau, system.outside_domain
-        answers[CASCADE] = [route(row["screen"], row["deliberate"], tau, outside) for row in rows]
+        thresholds, outside = system.thresholds, system.outside_domain
+        if "deliberate" in system.stages:
+            answers[CASCADE] = [
+                route(row["screen"], row["deliberate"], thresholds, outside) for row in rows
+            ]
     files = {stage: out / "answers" / name / f"{stage}.jsonl" for stage in answers}
     for stage, file in files.items():
         write_answers(file, answers[stage])
-    return Run(answers, files, earlier, tau, outside)
+    return Run(answers, files, earlier, thresholds, outside)
 
 
 def _named(system: System, sample: Sample, found: dict[str, Answers]) -> dict[str, Answer]:
@@ -205,4 +211,4 @@ def _named(system: System, sample: Sample, found: dict[str, Answers]) -> dict[st
         why = (sample.error or "").removeprefix(f"{record.video}: ")
         return {stage: failed(record.id, record.video, why) for stage in system.stages}
     answers = found[sample.sha256]
-    return {stage: answer.model_copy(update={"id": record.id}) for stage, answer in answers.items()}
+    return {s: answers[s].model_copy(update={"id": record.id}) for s in system.stages}

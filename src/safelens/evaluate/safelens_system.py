@@ -1,13 +1,14 @@
 """A bundle under evaluation: S1 and S2 on every clip, whatever tau says, each with its own answer.
 
-Knows the parts of a `SafeLens` and what each answer would have cost in use. Which of the two answers the
-cascade gives is the matter of `routing`.
+Knows the parts of a `SafeLens` and what each answer would have cost in use. S2 can be left
+out. Which of the two answers the cascade gives is the matter of `routing`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -37,21 +38,32 @@ class SafeLensSystem:
         where: names the system in messages.
         bundle: name, directory or hub id.
         policy: in place of the bundle's own; None keeps that.
+        screen_only: ask S1 alone. Its answers are kept beside those of both stages, so that either finds the
+            other's; asking S2 later runs S1's model again, whose cache S2 continues.
+        temperature: in place of the bundle's, which must have a probe; None keeps that.
 
     Raises:
         SystemsError: the bundle is damaged, or the policy is not its.
 
     Attributes:
         policy: what it judges by.
-        tau: the bundle's.
+        stages: what it gives an answer of.
+        thresholds: the bundle's.
         outside_domain: the bundle's.
     """
 
-    stages: tuple[str, ...] = ("screen", "deliberate")
     concurrency = 1
     down: str | None = None
 
-    def __init__(self, where: str, bundle: str, policy: Policy | None = None) -> None:
+    def __init__(
+        self,
+        where: str,
+        bundle: str,
+        policy: Policy | None = None,
+        *,
+        screen_only: bool = False,
+        temperature: float | None = None,
+    ) -> None:
         self._where = where
         self._source = bundle
         try:
@@ -61,18 +73,23 @@ class SafeLensSystem:
         except BundleError as error:
             raise SystemsError(f"{where}: {error}") from error
         settings = self._bundle.settings
+        if temperature is not None:
+            screen = settings.screen.model_copy(update={"temperature": temperature})
+            settings = settings.model_copy(update={"screen": screen})
+        self._settings = settings
+        self.stages: tuple[str, ...] = ("screen",) if screen_only else ("screen", "deliberate")
         self.policy = policy or self._bundle.policy
         self.clip = settings.clip
-        self.tau = settings.tau
+        self.thresholds = settings.thresholds
         self.outside_domain = settings.outside_domain
         self._lens: SafeLens | None = None
 
     def identity(self) -> dict[str, Any]:
         """All that the two answers depend on: not tau, nor what happens outside the domain.
 
-        The bundle's temperature counts: S2 is told the scores that are made with it.
+        The temperature counts: S2 is told the scores that are made with it.
         """
-        s = self._bundle.settings
+        s = self._settings
         parts = [s.screen.model, s.screen.probe, s.screen.domain]
         parts += [s.deliberate.captioner, s.deliberate.model, s.deliberate.adapter]
         used = tuple(f"{part}/" for part in parts if part is not None)
@@ -105,17 +122,21 @@ class SafeLensSystem:
 
     def _load(self) -> SafeLens:
         from safelens.captioner import CaptionerError
+        from safelens.screen import ProbeReader
         from safelens.vlm_loading import ModelLoadError
 
         try:
-            return SafeLens.load(self._source, policy=self.policy)
+            lens = SafeLens.load(self._source, policy=self.policy)
         except (BundleError, ModelLoadError, CaptionerError) as error:
             raise SystemsError(f"{self._where}: {error}") from error
+        if isinstance(lens.screener.reader, ProbeReader):
+            lens.screener.reader.temperature = self._settings.screen.temperature
+        return lens
 
     async def answer(self, clip: Clip) -> dict[str, Answer]:
-        """S1's and S2's answer on a clip; raises what S1 raises."""
+        """Each stage's answer on a clip; raises what S1 raises."""
         assert self._lens is not None
-        return await asyncio.to_thread(_both, self._lens, clip)
+        return await asyncio.to_thread(_ask, self._lens, clip, self.stages)
 
 
 @dataclass(frozen=True)
@@ -128,7 +149,7 @@ class _Reached:
     fields: dict[str, Any]
 
 
-def _both(lens: SafeLens, clip: Clip) -> dict[str, Answer]:
+def _ask(lens: SafeLens, clip: Clip, stages: Collection[str]) -> dict[str, Answer]:
     began = time.perf_counter()
     [s1] = lens.screener.screen([clip])
     seconds = {"screen": time.perf_counter() - began}
@@ -137,17 +158,18 @@ def _both(lens: SafeLens, clip: Clip) -> dict[str, Answer]:
     screen = _Reached(
         Decision("screen", flags, s1.scores), [replace(s1.spent)], seconds, {"scores": scores}
     )
-    deliberate: _Reached | Exception
-    try:
-        deliberate = _deliberate(lens, clip, s1, dict(seconds))
-    except Exception as error:
-        deliberate = error
+    deliberate: _Reached | Exception | None = None
+    if "deliberate" in stages:  # before evidence is sought, whose cost S1's and S2's answer share
+        try:
+            deliberate = _deliberate(lens, clip, s1, dict(seconds))
+        except Exception as error:
+            deliberate = error
     moments = _Moments(lens, clip, s1)
     # Of an unfamiliar clip S1's answer never stands, so the cascade seeks no evidence for it.
-    return {
-        "screen": _answer(clip, s1, screen, moments if s1.familiar else None),
-        "deliberate": _answer(clip, s1, deliberate, moments),
-    }
+    answers = {"screen": _answer(clip, s1, screen, moments if s1.familiar else None)}
+    if deliberate is not None:
+        answers["deliberate"] = _answer(clip, s1, deliberate, moments)
+    return answers
 
 
 def _deliberate(lens: SafeLens, clip: Clip, s1: Screened, seconds: dict[str, float]) -> _Reached:
