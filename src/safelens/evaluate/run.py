@@ -64,6 +64,7 @@ class Run:
         earlier: records on whose video an earlier run has the answers.
         tau: of a bundle: where its cascade stands.
         outside_domain: of a bundle.
+        knows: what a bundle is limited to, in words for a reader; to be shown wherever its answers are.
     """
 
     answers: dict[str, list[Answer]]
@@ -71,6 +72,7 @@ class Run:
     earlier: int
     tau: float | None = None
     outside_domain: OutsideDomain | None = None
+    knows: str | None = None
 
 
 @dataclass
@@ -189,13 +191,14 @@ def run_system(
     answers = {stage: [row[stage] for row in rows] for stage in system.stages}
     tau: float | None = None
     outside: OutsideDomain | None = None
+    knows: str | None = None
     if isinstance(system, SafeLensSystem):
-        tau, outside = system.tau, system.outside_domain
+        tau, outside, knows = system.tau, system.outside_domain, system.knows
         answers[CASCADE] = [route(row["screen"], row["deliberate"], tau, outside) for row in rows]
     files = {stage: out / "answers" / name / f"{stage}.jsonl" for stage in answers}
     for stage, file in files.items():
         write_answers(file, answers[stage])
-    return Run(answers, files, earlier, tau, outside)
+    return Run(answers, files, earlier, tau, outside, knows)
 
 
 def _named(system: System, sample: Sample, found: dict[str, Answers]) -> dict[str, Answer]:

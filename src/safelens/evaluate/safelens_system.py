@@ -45,6 +45,7 @@ class SafeLensSystem:
         policy: what it judges by.
         tau: the bundle's.
         outside_domain: the bundle's.
+        knows: what the bundle is limited to, in words for a reader, or None.
     """
 
     stages: tuple[str, ...] = ("screen", "deliberate")
@@ -65,6 +66,7 @@ class SafeLensSystem:
         self.clip = settings.clip
         self.tau = settings.tau
         self.outside_domain = settings.outside_domain
+        self.knows = settings.knows
         self._lens: SafeLens | None = None
 
     def identity(self) -> dict[str, Any]:
