@@ -29,7 +29,9 @@ def evaluate(
     ],
     out: Annotated[
         Path,
-        typer.Option(metavar="DIR", help="Answers are kept here; an interrupted run goes on."),
+        typer.Option(
+            metavar="DIR", help="For answers and report; an interrupted run goes on from here."
+        ),
     ],
     only: Annotated[
         list[str] | None,
@@ -47,13 +49,21 @@ def evaluate(
         ),
     ] = None,
     videos_root: VideosRoot = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="A B",
+            help="Also test whether A is better than B: systems of the file, SYSTEM or SYSTEM/STAGE.",
+        ),
+    ] = None,
 ) -> None:
-    """Run systems over a data set and keep what they answer.
+    """Run systems over a data set, keep what they answer, and report how right it is and what it costs.
 
-    Of a bundle, S1 and S2 answer on every video. A video that a system has answered on, under whatever name,
+    Writes metrics.json, report.md and report.html. Where all is answered already, no model is run. Of a bundle, S1 and S2 answer on every video. A video that a system has answered on, under whatever name,
     is not asked again; failures are. Exit code 0; 1: answers failed, or a file cannot be written; 2: wrong
     use, or a system cannot be used; 130: interrupted: give the same command again to go on.
     """
+    from safelens.cli._evaluation import check_wanted, report
     from safelens.cli._inputs import read_data, warn_left_out
     from safelens.evaluate.system import SystemsError
     from safelens.evaluate.systems import build_systems, read_systems
@@ -63,18 +73,20 @@ def evaluate(
         file = read_systems(systems).only(only or [])
         read, used = read_data(data, videos_root, policy or "default")
         built = build_systems(file, used, keep_policies=policy is None)
+        check_wanted(built, compare)
         warn_left_out(read.left_out)
         records = read.records[:limit]
         if not records:
             fail(f"{data} has no records")
         runs = _run(built, records, out)
+        _tell(runs, out)
+        report(data, records, runs, used, out, compare)
     except SystemsError as error:
         fail(str(error))
     except (LogError, OSError) as error:
         fail(str(error), FAILED)
     except KeyboardInterrupt:
         fail("stopped; what is answered is kept: give the same command again", INTERRUPTED)
-    _tell(runs, out)
     if any(a.outcome == "failed" for run in runs.values() for s in run.answers.values() for a in s):
         raise typer.Exit(FAILED)
 
