@@ -62,7 +62,7 @@ def report(
     from safelens.evaluate.errors import errors
     from safelens.evaluate.report import MOST_ERRORS, write_report
     from safelens.evaluate.results import judge
-    from safelens.evaluate.tables import comparison_table, result_tables
+    from safelens.evaluate.tables import comparison_table, overview
 
     try:
         results = judge(data.resolve().name, records, runs, policy, to_compare=to_compare)
@@ -73,7 +73,7 @@ def report(
     shown = sum(len(e.worst) for cases in final for e in errors(cases, most=MOST_ERRORS))
     with progress("report", shown) as bar:
         files = write_report(results, out, on_done=bar.advance)
-    _print(result_tables(results)[0])
+    _print(overview(results))
     if results.compared is not None:
         _print(comparison_table(results.compared))
     for text, names in results.limits.items():

@@ -56,7 +56,7 @@ def sweep_plot(name: str, swept: Sweep, tau: float | None) -> str:
     """
     points = [p for p in swept.points if p.tau is not None and p.tau <= 1]
     taus = [p.tau for p in points]
-    drawn = [
+    drawn: list[tuple[str, list[float | None]]] = [
         ("Avg ACC", [p.avg_acc for p in points]),
         ("Flag F1", [p.f1 for p in points]),
         ("To S2", [p.escalated for p in points]),
@@ -89,18 +89,17 @@ def tradeoff_plot(name: str, swept: Sweep, tau: float | None) -> str | None:
         swept: Its sweep.
         tau: Its own, marked.
     """
-    points = [*swept.points, swept.everything]
-    if any(p.seconds is None for p in points):
+    along = [(p.seconds, p.avg_acc) for p in swept.points if p.seconds is not None]
+    whole = swept.everything
+    if not along or whole.seconds is None:
         return None
     with _figure((5.2, 3.4)) as figure:
         axes = figure.subplots()
-        along = sorted(swept.points, key=lambda p: p.tau or 0)
-        x, y = [p.seconds for p in along], [p.avg_acc for p in along]
+        x, y = zip(*along, strict=True)
         axes.plot(x, y, color=LINES[0], lw=1.2, marker="o", ms=3, label="Cascade, each tau")
         if tau is not None:
             own = swept.at(tau)
-            axes.plot([own.seconds], [own.avg_acc], "o", color=LINES[1], ms=8, label=f"tau {tau:g}")
-        whole = swept.everything
+            axes.plot([own.seconds or 0], [own.avg_acc], "o", color=LINES[1], ms=8, label=f"tau {tau:g}")
         axes.plot([whole.seconds], [whole.avg_acc], "s", color=LINES[2], ms=7, label="S2 on all")
         axes.set(xlabel="Seconds per video", ylabel="Avg ACC", xlim=(0, None))
         _legend(axes)
@@ -148,7 +147,7 @@ def precision_recall_plot(name: str, cases: Cases) -> str | None:
             precision, recall, _ = precision_recall_curve(truth, scores, drop_intermediate=True)
             area = average_precision_score(truth, scores)
             label = f"{_plain(category)} ({positives}), AP {area:.2f}"
-            _steps(axes, recall, precision, i, label, where="pre")
+            _steps(axes, recall, precision, i, label, where="post")  # recall falls
         axes.set(xlabel="Recall", ylabel="Precision", xlim=(-0.02, 1.02), ylim=(-0.03, 1.03))
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, borderaxespad=0)
         return _svg(figure, f"{name}: precision over recall of each category")

@@ -12,13 +12,19 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safelens.evaluate.cases import NON_ANSWERS, Case
 from safelens.evaluate.errors import KINDS, Errors, errors, top_scores
 from safelens.evaluate.results import Judged, Results
-from safelens.evaluate.tables import Table, comparison_table, result_tables, sweep_table
+from safelens.evaluate.tables import all_tables
 from safelens.policy import SAFE
 from safelens.report import printable
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+    from safelens.video import Clip
 
 MOST_ERRORS = 12
 """Shown of each kind and system."""
@@ -59,15 +65,6 @@ def write_report(
     return files
 
 
-def all_tables(results: Results) -> list[Table]:
-    """The comparison first, if there is one; then figures, costs, groups and sweeps."""
-    tables = [] if results.compared is None else [comparison_table(results.compared)]
-    tables += result_tables(results)
-    return tables + [
-        sweep_table(name, swept, _own_tau(results, name)) for name, swept in results.sweeps.items()
-    ]
-
-
 def markdown(results: Results) -> str:
     """The tables as Markdown, with what bundles are limited to above them."""
     lines = [f"# Evaluation on {_md(results.data)}", ""]
@@ -102,17 +99,11 @@ def page(results: Results, *, on_done: Callable[[], None] = lambda: None) -> str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["printable"] = printable
-    sweeps = [
-        [
-            plot
-            for plot in (
-                draw(name, swept, _own_tau(results, name)) for draw in (sweep_plot, tradeoff_plot)
-            )
-            if plot is not None
-        ]
+    environment.filters |= {"printable": printable, "breakable": _breakable}
+    sweeps = {
+        name: [draw(name, swept, results.tau(name)) for draw in (sweep_plot, tradeoff_plot)]
         for name, swept in results.sweeps.items()
-    ]
+    }
     final = [judged for judged in results.systems.values() if judged.final]
     with VideoReader() as reader:
         sheets = _Sheets(reader.read, MOST_PICTURE_BYTES // len(final))
@@ -120,7 +111,7 @@ def page(results: Results, *, on_done: Callable[[], None] = lambda: None) -> str
     return environment.get_template("evaluation.html.j2").render(
         results=results,
         tables=all_tables(results),
-        sweeps=dict(zip(results.sweeps, sweeps, strict=True)),
+        sweeps=sweeps,
         systems=[SystemPlots(judged) for judged in results.systems.values()],
         galleries=galleries,
         kinds=KINDS,
@@ -217,7 +208,7 @@ class ShownError:
 class _Sheets:
     """Contact sheets within a budget of bytes."""
 
-    read: Callable[..., object]
+    read: Callable[[str], Clip]
     budget: int
     left: int = field(init=False, default=0)
 
@@ -233,7 +224,7 @@ class _Sheets:
             return None, "No picture: those of worse errors fill the page."
         try:
             evidence = case.answer.evidence if case.answer else ()
-            jpeg = contact_sheet(self.read(case.record.video), evidence, quality=60)  # type: ignore[arg-type]
+            jpeg = contact_sheet(self.read(case.record.video), evidence, quality=60)
         except Exception as error:
             return None, f"No picture: the video cannot be shown ({type(error).__name__})."
         self.left -= len(jpeg)
@@ -254,20 +245,17 @@ def _gallery(
     return found
 
 
-def _own_tau(results: Results, system: str) -> float | None:
-    return next(
-        (
-            j.tau
-            for name, j in results.systems.items()
-            if name.startswith(f"{system}/") and j.tau is not None
-        ),
-        None,
-    )
-
-
 def _short(text: str) -> str:
     lines = "\n".join(printable(line) for line in text[:MOST_TEXT].splitlines())
     return lines + ("…" if len(text) > MOST_TEXT else "")
+
+
+def _breakable(text: str) -> Markup:
+    """Text from outside whose lines may also break behind "/" and "_"."""
+    from markupsafe import Markup, escape
+
+    parts = re.split(r"(?<=[/_])", printable(text))
+    return Markup("<wbr>").join(escape(part) for part in parts)
 
 
 def _md(text: str) -> str:

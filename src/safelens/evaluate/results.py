@@ -111,6 +111,10 @@ class Results:
                 found.setdefault(judged.knows, []).append(judged.name)
         return found
 
+    def tau(self, system: str) -> float | None:
+        """Where a bundle's cascade stands, by the system's name."""
+        return self.systems[f"{system}/{CASCADE}"].tau
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, without NaN."""
         c = self.compared

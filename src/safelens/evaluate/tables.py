@@ -40,22 +40,65 @@ def percent(value: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """A number with four digits at most, never as a power of ten."""
+    """A number of 0 or more with three digits, or all before the point."""
     if value is None:
         return UNKNOWN
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:#.3g}" if value >= 0.001 else f"{value:.1g}"
 
 
-def result_tables(results: Results) -> list[Table]:
-    """All tables of all systems, the comparison aside."""
-    some = next(iter(results.systems.values()))
-    tables = [_overview(results), _classes(results), _flag(results), _outcomes(results)]
+def all_tables(results: Results) -> list[Table]:
+    """Every table of a run: overview, comparison, classes, flag, non-answers, costs, groups, sweeps."""
+    some = next(iter(results.systems.values())).metrics
+    tables = [overview(results)]
+    if results.compared is not None:
+        tables.append(comparison_table(results.compared))
+    tables += [_classes(results), _flag(results), _outcomes(results)]
     tables += [_costs(results), _stages(results)]
-    if some.metrics.difficulties:
+    if some.difficulties:
         tables.append(_groups(results, "difficulties", "By difficulty"))
-    if some.metrics.scenarios:
+    if some.scenarios:
         tables.append(_groups(results, "scenarios", "By scenario"))
-    return tables
+    return tables + [
+        sweep_table(name, swept, results.tau(name)) for name, swept in results.sweeps.items()
+    ]
+
+
+def overview(results: Results) -> Table:
+    """The most important figures, a row a system."""
+    rows = []
+    for name, judged in results.systems.items():
+        m, c = judged.metrics, judged.costs
+        rows.append(
+            (
+                name if judged.tau is None else f"{name} (tau {judged.tau:g})",
+                percent(m.single_label.avg_acc),
+                percent(m.single_label.accuracy),
+                percent(m.single_label.macro_f1),
+                percent(m.multi_label.exact_match),
+                percent(m.any_violation.f1),
+                percent(m.any_violation.auprc),
+                number(c.seconds.mean if c.seconds else None),
+                number(c.gflops),
+            )
+        )
+    columns = (
+        "System",
+        "Avg ACC %",
+        "Accuracy %",
+        "Macro F1 %",
+        "Exact match %",
+        "Flag F1 %",
+        "Flag AUPRC %",
+        "s/video",
+        "GFLOPs/video",
+    )
+    note = (
+        "Avg ACC: mean accuracy of the classes that occur. Exact match: all flags right. Flag: whether a "
+        "video violates anything. What is not answered counts as wrong."
+    )
+    return Table("Overview", note, columns, tuple(rows))
 
 
 def sweep_table(name: str, swept: Sweep, tau: float | None) -> Table:
@@ -91,8 +134,17 @@ def sweep_table(name: str, swept: Sweep, tau: float | None) -> Table:
         "refuse": "A clip outside the bundle's domain is refused at every tau.",
         "escalate": "A clip outside the bundle's domain goes to S2 at every tau.",
     }[swept.outside_domain]
-    columns = ("tau", "Avg ACC %", "Accuracy %", "Flag F1 %", "To S2 %", "s/video")
-    columns += ("% of S2's s", "GFLOPs", "% of S2's GFLOPs")
+    columns = (
+        "tau",
+        "Avg ACC %",
+        "Accuracy %",
+        "Flag F1 %",
+        "To S2 %",
+        "s/video",
+        "% of S2's s",
+        "GFLOPs",
+        "% of S2's GFLOPs",
+    )
     return Table(f"{name}: the cascade at every tau", outside, columns, tuple(rows))
 
 
@@ -137,36 +189,20 @@ def comparison_table(compared: Compared) -> Table:
             UNKNOWN,
         )
     )
-    columns = ("Class", "Videos", "First %", "Second %", "Difference", "Interval")
-    columns += ("First alone right", "Second alone right", "p", "p (Holm)")
+    columns = (
+        "Class",
+        "Videos",
+        "First %",
+        "Second %",
+        "Difference",
+        "Interval",
+        "First alone right",
+        "Second alone right",
+        "p",
+        "p (Holm)",
+    )
     title = f"{compared.first} against {compared.second}"
     return Table(title, note, columns, tuple(rows))
-
-
-def _overview(results: Results) -> Table:
-    rows = []
-    for name, judged in results.systems.items():
-        m, c = judged.metrics, judged.costs
-        rows.append(
-            (
-                name if judged.tau is None else f"{name} (tau {judged.tau:g})",
-                percent(m.single_label.avg_acc),
-                percent(m.single_label.accuracy),
-                percent(m.single_label.macro_f1),
-                percent(m.multi_label.exact_match),
-                percent(m.any_violation.f1),
-                percent(m.any_violation.auprc),
-                number(c.seconds.mean if c.seconds else None),
-                number(c.gflops),
-            )
-        )
-    columns = ("System", "Avg ACC %", "Accuracy %", "Macro F1 %", "Exact match %", "Flag F1 %")
-    columns += ("Flag AUPRC %", "s/video", "GFLOPs/video")
-    note = (
-        "Avg ACC: mean accuracy of the classes that occur. Exact match: all flags right. Flag: whether a "
-        "video violates anything. What is not answered counts as wrong."
-    )
-    return Table("Overview", note, columns, tuple(rows))
 
 
 def _classes(results: Results) -> Table:
@@ -188,8 +224,17 @@ def _flag(results: Results) -> Table:
         flag = judged.metrics.any_violation
         shares = (flag.precision, flag.recall, flag.f1, flag.auprc, flag.auroc, flag.accuracy)
         rows.append((name, *map(percent, shares), str(flag.flagged), str(flag.positives)))
-    columns = ("System", "Precision %", "Recall %", "F1 %", "AUPRC %", "AUROC %", "Accuracy %")
-    columns += ("Flagged", "Violating")
+    columns = (
+        "System",
+        "Precision %",
+        "Recall %",
+        "F1 %",
+        "AUPRC %",
+        "AUROC %",
+        "Accuracy %",
+        "Flagged",
+        "Violating",
+    )
     note = "AUPRC and AUROC rank decided answers alone; read them beside recall."
     return Table("Does it violate anything?", note, columns, tuple(rows))
 
@@ -215,8 +260,15 @@ def _costs(results: Results) -> Table:
         times = (s.mean, s.median, s.p95) if s else (None, None, None)
         figures = (*times, c.gflops, c.prompt_tokens, c.generated_tokens)
         rows.append((name, *map(number, figures)))
-    columns = ("System", "s, mean", "s, median", "s, 95 %", "GFLOPs", "Prompt tokens")
-    columns += ("Generated tokens",)
+    columns = (
+        "System",
+        "s, mean",
+        "s, median",
+        "s, 95 %",
+        "GFLOPs",
+        "Prompt tokens",
+        "Generated tokens",
+    )
     note = (
         "Seconds on the machine that the answers were made on, decoding included. GFLOPs and tokens: mean, "
         "of vision-language models; a bundle's captioner counts in seconds alone. Failed answers are not in."
