@@ -99,7 +99,9 @@ def tradeoff_plot(name: str, swept: Sweep, tau: float | None) -> str | None:
         axes.plot(x, y, color=LINES[0], lw=1.2, marker="o", ms=3, label="Cascade, each tau")
         if tau is not None:
             own = swept.at(tau)
-            axes.plot([own.seconds or 0], [own.avg_acc], "o", color=LINES[1], ms=8, label=f"tau {tau:g}")
+            axes.plot(
+                [own.seconds or 0], [own.avg_acc], "o", color=LINES[1], ms=8, label=f"tau {tau:g}"
+            )
         axes.plot([whole.seconds], [whole.avg_acc], "s", color=LINES[2], ms=7, label="S2 on all")
         axes.set(xlabel="Seconds per video", ylabel="Avg ACC", xlim=(0, None))
         _legend(axes)
