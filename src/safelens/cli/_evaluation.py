@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from safelens.cli._options import fail
+from safelens.cli._options import FAILED, fail
 from safelens.cli._progress import progress
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ def report(
     try:
         results = judge(data.resolve().name, records, runs, policy, to_compare=to_compare)
     except EvaluationError as error:
-        typer.echo(f"no figures: {error}", err=True)
-        return
+        fail(f"the answers are kept, but give no figures: {error}", FAILED)
     final = [judged.cases for judged in results.systems.values() if judged.final]
     shown = sum(len(e.worst) for cases in final for e in errors(cases, most=MOST_ERRORS))
     with progress("report", shown) as bar:

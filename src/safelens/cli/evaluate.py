@@ -61,8 +61,8 @@ def evaluate(
 
     Writes metrics.json, report.md and report.html. Of a bundle, S1 and S2 answer on every video, and the
     cascade at every tau follows from the two. A video that a system has answered on, under whatever name, is
-    not asked again; failures are. Exit code 0; 1: answers failed, or a file cannot be written; 2: wrong
-    use, or a system cannot be used; 130: interrupted: give the same command again to go on.
+    not asked again; failures are. Exit code 0; 1: answers failed, they give no figures, or a file cannot be
+    written; 2: wrong use, or a system cannot be used; 130: interrupted: give the same command again to go on.
     """
     from safelens.cli._evaluation import check_wanted, report
     from safelens.cli._inputs import read_data, warn_left_out
