@@ -30,6 +30,11 @@ class Thresholds:
         """Whether an answer of this class and confidence stands on a video that is familiar."""
         return confidence >= self.of(label)
 
+    @property
+    def short(self) -> str:
+        """Such as "tau 0.9", or "tau by class"."""
+        return "tau by class" if self.taus else f"tau {shown(self.tau)}"
+
     def __str__(self) -> str:
         """Such as "tau 0.9", or "tau by class: safe 0.8125, abuse none, all to S2"."""
         if not self.taus:

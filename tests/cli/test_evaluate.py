@@ -119,6 +119,44 @@ def test_wrong_use_is_said_before_anything_is_asked(data, systems, chat_server, 
     assert not out.exists()
 
 
+def test_figures_report_and_comparison_of_a_bundle(bundle_dir, videos, tmp_path):
+    records = [
+        Record(id=p.stem, video=str(p), labels=("abuse",) if i else (), source="test")
+        for i, p in enumerate(videos[:3])
+    ]
+    write_records(tmp_path / "records.jsonl", records)
+    file, out = tmp_path / "systems.yaml", tmp_path / "out"
+    file.write_text(f"systems:\n  small: {{kind: safelens, bundle: '{bundle_dir}'}}\n")
+    arguments = (tmp_path / "records.jsonl", "--systems", file, "--out", out)
+    wrong = run(*arguments, "--compare", "small", "other")
+    assert (wrong.exit_code, "no system 'other' to compare" in wrong.stderr) == (2, True)
+    assert run(*arguments, "--compare", "small", "small/cascade").exit_code == 2
+    assert not out.exists()
+    result = run(*arguments, "--compare", "small", "small/screen")
+    assert result.exit_code == 0, result.output
+    assert "small/cascade against small/screen" in result.stdout
+    assert "limits of small/cascade, small/screen, small/deliberate: drawings" in result.stdout
+    told = json.loads((out / "metrics.json").read_text())
+    assert list(told["systems"]) == ["small/cascade", "small/screen", "small/deliberate"]
+    assert told["systems"]["small/screen"]["metrics"]["counts"]["videos"] == 3
+    assert told["comparison"]["overall"]["videos"] == 3
+    assert told["sweeps"]["small"]["everything"]["escalated"] == 1
+    page = (out / "report.html").read_text()
+    assert "drawings" in page
+    # Again, without a model, without the videos' pictures, without a comparison.
+    code = (
+        "import sys; from safelens.cli import app\n"
+        "try: app(sys.argv[1:])\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "assert 'transformers' not in sys.modules"
+    )
+    called = ["evaluate", *map(str, arguments)]
+    subprocess.run([sys.executable, "-c", code, *called], check=True, stdout=subprocess.DEVNULL)
+    again = json.loads((out / "metrics.json").read_text())
+    assert again["comparison"] is None
+    assert again["systems"] == told["systems"]
+
+
 def test_help_is_quick():
     code = (
         "import sys; from safelens.cli import app\n"

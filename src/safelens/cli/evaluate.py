@@ -29,7 +29,9 @@ def evaluate(
     ],
     out: Annotated[
         Path,
-        typer.Option(metavar="DIR", help="Answers are kept here; an interrupted run goes on."),
+        typer.Option(
+            metavar="DIR", help="For answers and report; an interrupted run goes on from here."
+        ),
     ],
     only: Annotated[
         list[str] | None,
@@ -47,13 +49,22 @@ def evaluate(
         ),
     ] = None,
     videos_root: VideosRoot = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="A B",
+            help="Also test whether A is better than B: systems of the file, SYSTEM or SYSTEM/STAGE.",
+        ),
+    ] = None,
 ) -> None:
-    """Run systems over a data set and keep what they answer.
+    """Run systems over a data set, keep what they answer, and report how right it is and what it costs.
 
-    Of a bundle, S1 and S2 answer on every video. A video that a system has answered on, under whatever name,
-    is not asked again; failures are. Exit code 0; 1: answers failed, or a file cannot be written; 2: wrong
-    use, or a system cannot be used; 130: interrupted: give the same command again to go on.
+    Writes metrics.json, report.md and report.html. Of a bundle, S1 and S2 answer on every video, and the
+    cascade at every tau follows from the two. A video that a system has answered on, under whatever name, is
+    not asked again; failures are. Exit code 0; 1: answers failed, they give no figures, or a file cannot be
+    written; 2: wrong use, or a system cannot be used; 130: interrupted: give the same command again to go on.
     """
+    from safelens.cli._evaluation import check_wanted, report
     from safelens.cli._inputs import read_data, warn_left_out
     from safelens.evaluate.system import SystemsError
     from safelens.evaluate.systems import build_systems, read_systems
@@ -63,18 +74,20 @@ def evaluate(
         file = read_systems(systems).only(only or [])
         read, used = read_data(data, videos_root, policy or "default")
         built = build_systems(file, used, keep_policies=policy is None)
+        check_wanted(built, compare)
         warn_left_out(read.left_out)
         records = read.records[:limit]
         if not records:
             fail(f"{data} has no records")
         runs = _run(built, records, out)
+        _tell(runs, out)
+        report(data, records, runs, used, out, compare)
     except SystemsError as error:
         fail(str(error))
     except (LogError, OSError) as error:
         fail(str(error), FAILED)
     except KeyboardInterrupt:
         fail("stopped; what is answered is kept: give the same command again", INTERRUPTED)
-    _tell(runs, out)
     if any(a.outcome == "failed" for run in runs.values() for s in run.answers.values() for a in s):
         raise typer.Exit(FAILED)
 
@@ -116,11 +129,9 @@ def _tell(runs: Mapping[str, Run], out: Path) -> None:
     for name, run in runs.items():
         for stage, answers in run.answers.items():
             counts = [sum(a.outcome == outcome for a in answers) for outcome in outcomes]
-            told = (
-                f"cascade ({str(run.thresholds).partition(':')[0]})"
-                if stage == "cascade"
-                else stage
-            )
+            told = stage
+            if stage == "cascade" and run.thresholds is not None:
+                told = f"cascade ({run.thresholds.short})"
             table.add_row(name, told, *map(str, counts))
     console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(table)

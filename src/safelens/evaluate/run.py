@@ -65,6 +65,7 @@ class Run:
         earlier: records on whose video an earlier run has the answers.
         thresholds: of a bundle.
         outside_domain: of a bundle.
+        knows: what a bundle is limited to, in words for a reader; to be shown wherever its answers are.
     """
 
     answers: dict[str, list[Answer]]
@@ -72,6 +73,7 @@ class Run:
     earlier: int
     thresholds: Thresholds | None = None
     outside_domain: OutsideDomain | None = None
+    knows: str | None = None
 
 
 @dataclass
@@ -192,8 +194,10 @@ def run_system(
     answers = {stage: [row[stage] for row in rows] for stage in system.stages}
     thresholds: Thresholds | None = None
     outside: OutsideDomain | None = None
+    knows: str | None = None
     if isinstance(system, SafeLensSystem):
         thresholds, outside = system.thresholds, system.outside_domain
+        knows = system.knows
         if "deliberate" in system.stages:
             answers[CASCADE] = [
                 route(row["screen"], row["deliberate"], thresholds, outside) for row in rows
@@ -201,7 +205,7 @@ def run_system(
     files = {stage: out / "answers" / name / f"{stage}.jsonl" for stage in answers}
     for stage, file in files.items():
         write_answers(file, answers[stage])
-    return Run(answers, files, earlier, thresholds, outside)
+    return Run(answers, files, earlier, thresholds, outside, knows)
 
 
 def _named(system: System, sample: Sample, found: dict[str, Answers]) -> dict[str, Answer]:

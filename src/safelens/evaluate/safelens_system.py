@@ -50,6 +50,7 @@ class SafeLensSystem:
         stages: what it gives an answer of.
         thresholds: the bundle's.
         outside_domain: the bundle's.
+        knows: what the bundle is limited to, in words for a reader, or None.
     """
 
     concurrency = 1
@@ -82,6 +83,7 @@ class SafeLensSystem:
         self.clip = settings.clip
         self.thresholds = settings.thresholds
         self.outside_domain = settings.outside_domain
+        self.knows = settings.knows
         self._lens: SafeLens | None = None
 
     def identity(self) -> dict[str, Any]:
