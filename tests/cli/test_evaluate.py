@@ -55,7 +55,7 @@ def rows(result):
 
 def test_systems_are_run_counted_and_kept(data, systems, chat_server, tmp_path):
     out = tmp_path / "out"
-    arguments = (data, "--systems", systems("good-cli"), "--out", out, "--limit", 2)
+    arguments = (data, "--systems", systems("good-evaluation"), "--out", out, "--limit", 2)
     result = run(*arguments)
     assert result.exit_code == 0, result.output
     assert rows(result) == [
@@ -68,7 +68,7 @@ def test_systems_are_run_counted_and_kept(data, systems, chat_server, tmp_path):
     assert "remote: 2 of 2 were answered before" in again.stdout
     assert "plain: 2 of 2 were answered before" in again.stdout
     assert rows(again) == rows(result)
-    assert counted(chat_server, "good-cli") == 2
+    assert counted(chat_server, "good-evaluation") == 2
 
 
 def test_failures_are_named_and_the_rest_goes_on(data, systems, tmp_path):
