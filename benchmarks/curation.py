@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +46,7 @@ from safelens.curate.passes import InfluenceStore
 from safelens.curate.samples import RecordSamples
 from safelens.curate.scores import training_scores
 from safelens.data.records import read_records
+from safelens.evaluate.spread import spread as mean_and_deviation
 from safelens.probe import ProbeConfig, fit_probe
 from safelens.train.embedder import Turns
 from safelens.train.sequences import teacher_forced
@@ -245,8 +245,7 @@ is above its bound."""
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """Values with mean and sample standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return {"values": list(values), "mean": statistics.mean(values), "deviation": deviation}
+    return {"values": list(values), **mean_and_deviation(values)}
 
 
 def _over_seeds(found: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
@@ -347,7 +346,7 @@ def written(report: dict[str, Any]) -> str:
 
 
 def _mean(found: dict[str, Any], form: str) -> str:
-    deviation = found["deviation"]
+    deviation = found["sd"]
     return form.format(found["mean"]) + (
         "" if deviation is None else f" ± {form.format(deviation).lstrip('+')}"
     )

@@ -13,6 +13,7 @@ from safelens.cascade import BATCH, SafeLens
 from safelens.outcome import Decision
 from safelens.policy import SAFE, Policy
 from safelens.prompts import parse_response
+from safelens.thresholds import Thresholds
 from safelens.verdict import Verdict
 
 torch.set_num_threads(1)
@@ -27,14 +28,15 @@ def lens(bundle_dir):
 @pytest.fixture
 def routed(lens):
     """The system with tau and the guard set as asked for, and put back."""
-    before = lens.tau, lens.outside_domain, lens.screener.guard
+    before = lens.thresholds, lens.outside_domain, lens.screener.guard
 
     def change(tau, guard=None, outside="refuse"):
-        lens.tau, lens.outside_domain, lens.screener.guard = tau, outside, guard
+        lens.thresholds = Thresholds(tau)
+        lens.outside_domain, lens.screener.guard = outside, guard
         return lens
 
     yield change
-    lens.tau, lens.outside_domain, lens.screener.guard = before
+    lens.thresholds, lens.outside_domain, lens.screener.guard = before
 
 
 class Guard:
@@ -388,7 +390,7 @@ def test_zero_shot(vlm_dir, captioner_dir, videos, policy, with_captioner):
         assert verdict.provenance.bundle == f"zero-shot {vlm_dir}"
         assert verdict.provenance.bundle_sha256 is None
         assert verdict.in_domain is None
-        lens.tau = 0.0
+        lens.thresholds = Thresholds(0.0)
         assert lens.moderate(videos[0]).verdict.decided_by == "screen"
         assert parse_response(policy, "GUARDRAIL: {}").flags.keys() == {
             c.id for c in verdict.categories

@@ -9,11 +9,10 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from safelens import __version__
@@ -49,8 +48,7 @@ class SafeLens:
         screener: S1.
         deliberator: S2.
         captioner: Florence-2, or None to deliberate without captions.
-        tau: confidence at or above which S1's answer stands.
-        taus: in place of `tau` where S1's answer is that class.
+        thresholds: from which confidence on S1's answer stands.
         provenance: stands in every verdict.
         clip: sampling of frames.
         outside_domain: what happens to a clip that the domain guard does not know.
@@ -62,8 +60,7 @@ class SafeLens:
         deliberator: Deliberator,
         captioner: Captioner | None,
         *,
-        tau: float,
-        taus: Mapping[str, float] = MappingProxyType({}),
+        thresholds: Thresholds,
         provenance: Provenance,
         clip: ClipSettings,
         outside_domain: Literal["escalate", "refuse"] = "escalate",
@@ -71,8 +68,7 @@ class SafeLens:
         self.screener = screener
         self.deliberator = deliberator
         self.captioner = captioner
-        self.tau = tau
-        self.taus = taus
+        self.thresholds = thresholds
         self.provenance = provenance
         self.outside_domain = outside_domain
         self.policy = screener.policy
@@ -133,7 +129,7 @@ class SafeLens:
                 device,
                 max_new_tokens=deliberate.max_caption_tokens,
             )
-        tau, taus = (s.tau, s.taus) if tau is None else (tau, {})
+        thresholds = s.thresholds if tau is None else Thresholds(tau)
         return cls(
             Screener(vlm, chosen, reader=reader, guard=guard, layout=s.layout),
             Deliberator(
@@ -144,13 +140,11 @@ class SafeLens:
                 layout=s.layout,
             ),
             captioner,
-            tau=tau,
-            taus=taus,
+            thresholds=thresholds,
             provenance=_provenance(
                 chosen,
-                tau,
+                thresholds,
                 s.layout,
-                taus=taus,
                 bundle=f"{s.name} {s.version}",
                 sha256=found.sha256,
                 knows=s.knows,
@@ -196,13 +190,13 @@ class SafeLens:
         vlm = VisionLanguageModel.load(model, device=device)
         with quiet():
             eyes = None if captioner is None else Captioner.load(captioner, device)
-        tau = 0.9 if tau is None else tau
+        thresholds = Thresholds(0.9 if tau is None else tau)
         return cls(
             Screener(vlm, chosen, layout=layout),
             Deliberator(vlm, chosen, adapter=None, layout=layout),
             eyes,
-            tau=tau,
-            provenance=_provenance(chosen, tau, layout, bundle=f"zero-shot {model}"),
+            thresholds=thresholds,
+            provenance=_provenance(chosen, thresholds, layout, bundle=f"zero-shot {model}"),
             clip=ClipSettings(),
         )
 
@@ -215,11 +209,6 @@ class SafeLens:
     def close(self) -> None:
         """End the decoding process."""
         self._reader.close()
-
-    @property
-    def thresholds(self) -> Thresholds:
-        """`tau` and `taus`: from which confidence on S1's answer stands."""
-        return Thresholds(self.tau, self.taus)
 
     # -- moderation -------------------------------------------------------------------------------
 
@@ -372,11 +361,10 @@ def _reader_and_guard(
 
 def _provenance(
     policy: Policy,
-    tau: float,
+    thresholds: Thresholds,
     layout: str,
     *,
     bundle: str,
-    taus: Mapping[str, float] | None = None,
     sha256: str | None = None,
     knows: str | None = None,
 ) -> Provenance:
@@ -386,8 +374,8 @@ def _provenance(
         bundle_sha256=sha256,
         policy=policy.id,
         policy_sha256=policy.sha256,
-        tau=tau,
-        taus=dict(taus) if taus else None,
+        tau=thresholds.tau,
+        taus=dict(thresholds.taus) or None,
         layout=layout,
         knows=knows,
     )

@@ -80,7 +80,7 @@ def test_tiny_routed_is_tiny_moderating(tiny_clips, monkeypatch):
             screen, deliberate = both["screen"], both["deliberate"]
             assert (screen.id, deliberate.id) == (clip.sha256, clip.sha256)
             for tau, outside in ((system.thresholds.tau, "refuse"), (1.01, "escalate")):
-                lens.tau, lens.outside_domain = tau, outside
+                lens.thresholds, lens.outside_domain = Thresholds(tau), outside
                 verdict = moderated(lens, clip, monkeypatch)
                 same(route(screen, deliberate, Thresholds(tau), outside), verdict)
                 seen.add((verdict.status, verdict.decided_by))
@@ -110,15 +110,13 @@ def test_every_way_through_a_random_bundle(lens, clips, monkeypatch):
             Thresholds(1.01, {label: bound}),
             Thresholds(0.0, {label: above}),
         ):
-            lens.tau, lens.taus = thresholds.tau, thresholds.taus
-            lens.outside_domain = "escalate"
+            lens.thresholds, lens.outside_domain = thresholds, "escalate"
             verdict = moderated(lens, clip, monkeypatch)
             assert verdict.decided_by == (
                 "screen" if thresholds.of(label) == bound else "deliberate"
             )
             same(route(both["screen"], both["deliberate"], thresholds, "escalate"), verdict)
             seen.add((verdict.status, verdict.decided_by))
-    lens.taus = {}
     assert {status for status, _ in seen} == {"ok", "partial"}
     assert ("ok", "screen") in seen
     assert ("ok", "deliberate") in seen

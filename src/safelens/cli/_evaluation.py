@@ -59,8 +59,7 @@ def report(
         OSError: a file cannot be written.
     """
     from safelens.evaluate.cases import EvaluationError
-    from safelens.evaluate.errors import errors
-    from safelens.evaluate.report import MOST_ERRORS, write_report
+    from safelens.evaluate.report import errors_shown, write_report
     from safelens.evaluate.results import judge
     from safelens.evaluate.tables import comparison_table, overview
 
@@ -68,8 +67,7 @@ def report(
         results = judge(data.resolve().name, records, runs, policy, to_compare=to_compare)
     except EvaluationError as error:
         fail(f"the answers are kept, but give no figures: {error}", FAILED)
-    final = [judged.cases for judged in results.systems.values() if judged.final]
-    shown = sum(len(e.worst) for cases in final for e in errors(cases, most=MOST_ERRORS))
+    shown = sum(len(kind.worst) for _, found in errors_shown(results) for kind in found)
     with progress("report", shown) as bar:
         files = write_report(results, out, on_done=bar.advance)
     _print(overview(results))

@@ -191,9 +191,8 @@ def show(
     typer.echo(f"sha256          {about['sha256']}")
     typer.echo(f"knows           {about['knows'] or 'not stated'}")
     typer.echo(f"policy          {about['policy']}: {', '.join(about['labels'])}")
-    typer.echo(f"tau             {about['tau']}; outside the domain: {about['outside_domain']}")
-    for name, tau in about["taus"].items():
-        typer.echo(f"  {name:<13} {tau}")
+    typer.echo(f"S1 stands at    {bundle.settings.thresholds}")
+    typer.echo(f"outside domain  {about['outside_domain']}")
     typer.echo(f"calibrated      {about['calibration'] or 'no'}")
     typer.echo(f"layout          {about['layout']}")
     for name, part in about["parts"].items():

@@ -180,7 +180,8 @@ def write_matrix(
     """The full matrix of influences, float32 of shape (N, M), from the projections, as an .npy file.
 
     For audit: the filter does not need it. `tracin` is approximate here, as projections keep dot products
-    nearly; of `whitened` these are the cubed cosines that the filter averages. Samples without a gradient have rows or columns of NaN.
+    nearly; of `whitened` these are the cubed cosines that the filter averages. Samples without a gradient
+    have rows or columns of NaN.
     """
     train, val = _read(store, "train"), _read(store, "val")
     whiten = _whitening(train, damping) if score == "whitened" else Tensor.double

@@ -65,6 +65,12 @@ def write_report(
     return files
 
 
+def errors_shown(results: Results) -> list[tuple[Judged, list[Errors]]]:
+    """Of each system's last word, the errors that the page shows."""
+    final = [judged for judged in results.systems.values() if judged.final]
+    return [(judged, errors(judged.cases, most=MOST_ERRORS)) for judged in final]
+
+
 def markdown(results: Results) -> str:
     """The tables as Markdown, with what bundles are limited to above them."""
     lines = [f"# Evaluation on {_md(results.data)}", ""]
@@ -104,10 +110,10 @@ def page(results: Results, *, on_done: Callable[[], None] = lambda: None) -> str
         name: [draw(name, swept, results.tau(name)) for draw in (sweep_plot, tradeoff_plot)]
         for name, swept in results.sweeps.items()
     }
-    final = [judged for judged in results.systems.values() if judged.final]
+    chosen = errors_shown(results)
     with VideoReader() as reader:
-        sheets = _Sheets(reader.read, MOST_PICTURE_BYTES // len(final))
-        galleries = [(judged, _gallery(judged, sheets, on_done)) for judged in final]
+        sheets = _Sheets(reader.read, MOST_PICTURE_BYTES // len(chosen))
+        galleries = [(judged, _gallery(found, sheets, on_done)) for judged, found in chosen]
     return environment.get_template("evaluation.html.j2").render(
         results=results,
         tables=all_tables(results),
@@ -232,11 +238,11 @@ class _Sheets:
 
 
 def _gallery(
-    judged: Judged, sheets: _Sheets, on_done: Callable[[], None]
+    chosen: list[Errors], sheets: _Sheets, on_done: Callable[[], None]
 ) -> list[tuple[Errors, list[ShownError]]]:
     sheets.begin()
     found = []
-    for group in errors(judged.cases, most=MOST_ERRORS):
+    for group in chosen:
         shown = []
         for case in group.worst:
             shown.append(ShownError(case, *sheets.of(case)))

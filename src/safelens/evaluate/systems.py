@@ -21,6 +21,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from safelens.bundle import ClipSettings, packaged_bundles
+from safelens.bundle_parts import is_hub_id
 from safelens.evaluate.endpoint_system import EndpointSystem, Frames
 from safelens.evaluate.safelens_system import SafeLensSystem
 from safelens.evaluate.styles import StyleName
@@ -293,7 +294,7 @@ def _directory(where: str, key: str, value: str, folder: Path) -> str:
     place = folder / Path(value).expanduser()
     if place.is_dir():
         return str(place)
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", value):
+    if not is_hub_id(value):
         raise SystemsError(
             f"{where}: {key}: no directory {place}, and {value!r} is no hub id (OWNER/NAME); correct it"
         )
