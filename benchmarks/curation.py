@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,6 @@ from recipes.machine import in_words, machine
 from recipes.stages import Stage, run
 from recipes.tiny import curation, embedder
 from recipes.tiny.__main__ import BASE, CAPTIONS, HELD, LEARNING, READING, TRAIN, VAL
-from recipes.tiny.check import class_accuracy
 from recipes.tiny.data import DrawnReader
 from recipes.tiny.fast import screened
 from recipes.tiny.parts import (
@@ -47,6 +47,7 @@ from safelens.curate.samples import RecordSamples
 from safelens.curate.scores import training_scores
 from safelens.data.records import read_records
 from safelens.evaluate.spread import spread as mean_and_deviation
+from safelens.policy import SAFE
 from safelens.probe import ProbeConfig, fit_probe
 from safelens.train.embedder import Turns
 from safelens.train.sequences import teacher_forced
@@ -65,6 +66,19 @@ FILTERING = {"score": "whitened", "false_drop_rate": 0.05}
 PROBE = {"steps": 600, "lr": 1e-3, "balanced": False}
 MAIN = ("confusion", 0.25)
 OTHERS = (("symmetric", 0.25), ("confusion", 0.10), ("confusion", 0.40))
+
+
+def class_accuracy(truth: list[tuple[str, ...]], answers: list[str | None]) -> dict[str, float]:
+    """Accuracy of each class, and their unweighted mean under "average".
+
+    A clip with several labels counts under its first and is right if the answer is one of them.
+    """
+    hits: dict[str, list[bool]] = defaultdict(list)
+    for labels, answer in zip(truth, answers, strict=True):
+        wanted = labels or (SAFE,)
+        hits[wanted[0]].append(answer in wanted)
+    found = {name: float(np.mean(rows)) for name, rows in sorted(hits.items())}
+    return found | {"average": float(np.mean(list(found.values())))}
 
 
 def fit_and_test(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:

@@ -190,7 +190,8 @@ def probe_dir(vlm, clips, policy, tokenizer_dir) -> Path:
 def guard_file(vlm, clips, policy, tokenizer_dir) -> Path:
     """A domain guard around the clips."""
     from safelens.domain import DomainGuard
-    from safelens.screen import Screener, domain_features
+    from safelens.domain_features import domain_features
+    from safelens.screen import Screener
 
     prefilled = Screener(vlm, policy).prefill(clips)
     x = np.stack([domain_features(prefilled, i, vlm.patch_shape) for i in range(len(clips))])

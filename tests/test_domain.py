@@ -33,7 +33,7 @@ def test_distance_equals_a_reference(guard):
     train, held, fresh = world(1500, 1)[0], world(600, 2)[0], world(40, 5)[0]
     scaler = StandardScaler().fit(train)
     pca = PCA(n_components=0.99, svd_solver="full").fit(scaler.transform(train))
-    assert guard.references.shape == (1500, pca.n_components_)
+    assert guard.views[0].references.shape == (1500, pca.n_components_)
     neighbours = NearestNeighbors().fit(pca.transform(scaler.transform(train)))
     covariance = np.cov(scaler.transform(train).T, bias=True)
     inverse = np.linalg.inv(covariance + 0.01 * np.trace(covariance) / 24 * np.eye(24))
@@ -63,8 +63,8 @@ def test_refuses_the_gap_between_clusters_and_new_directions(guard):
     moved[:, :2] = 0
     moved = moved @ mix * 3 + 7
     assert guard.accepts(moved).mean() < 0.05
-    gaussian = guard._readings(moved)[:, 1]
-    assert np.median(gaussian) < guard.medians[1]  # one Gaussian would call the gap home
+    gaussian = guard._readings(moved)[:, 0, 1]
+    assert np.median(gaussian) < guard.medians[0, 1]  # one Gaussian would call the gap home
     moved = (fresh - 7) / 3 @ mix.T
     moved[:, 6:] += 0.3
     assert guard.accepts(moved @ mix * 3 + 7).mean() < 0.02
@@ -110,7 +110,28 @@ def test_a_constant_feature_is_watched(tmp_path):
     assert not guard.accepts(fresh).any()
 
 
-def test_saves_and_loads(guard, tmp_path):
+def test_a_view_hears_what_all_features_drown():
+    def clips(rows, seed, shift=0.0):
+        found = np.random.default_rng(seed).normal(size=(rows, 60))
+        found[:, 58:] += shift
+        return found
+
+    train, held, moved = clips(1500, 1), clips(800, 2), clips(500, 3, shift=3.5)
+    drowned = DomainGuard.fit(train, held)
+    heard = DomainGuard.fit(train, held, views=[(0, 60), (58, 60)])
+    assert drowned.accepts(moved).mean() > 0.4
+    assert heard.accepts(moved).mean() < 0.2
+    assert heard.accepts(clips(4000, 4)).mean() > 0.975
+    alone = DomainGuard.fit(train[:, 58:], held[:, 58:])
+    np.testing.assert_allclose(
+        heard._readings(moved)[:, 1], alone._readings(moved[:, 58:])[:, 0], rtol=1e-9
+    )
+    with pytest.raises(ValueError, match=r"view \(58, 61\) is no range of 60 features"):
+        DomainGuard.fit(train, held, views=[(58, 61)])
+
+
+def test_saves_and_loads(tmp_path):
+    guard = DomainGuard.fit(world(600, 1)[0], world(200, 2)[0], views=[(0, 24), (3, 10)])
     path = tmp_path / "domain.safetensors"
     guard.save(path)
     again = DomainGuard.load(path)
@@ -127,7 +148,7 @@ def test_saves_and_loads(guard, tmp_path):
 
 def test_references_are_bounded():
     guard = DomainGuard.fit(world(1500, 1)[0], world(200, 2)[0], max_references=300)
-    assert len(guard.references) == 300
+    assert len(guard.views[0].references) == 300
     assert guard.accepts(world(500, 3)[0]).mean() > 0.95
 
 

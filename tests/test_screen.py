@@ -6,6 +6,7 @@ import torch
 
 from safelens import prompts
 from safelens.domain import DomainGuard
+from safelens.domain_features import domain_features, domain_width
 from safelens.policy import Category, Policy, Rule
 from safelens.probe import RollingAttentionProbe
 from safelens.screen import (
@@ -13,8 +14,6 @@ from safelens.screen import (
     LabelReader,
     ProbeReader,
     Screener,
-    domain_features,
-    domain_width,
     layout_of,
     stretches,
 )
@@ -75,6 +74,25 @@ def test_the_probe_reads_the_questions_last_tokens(vlm, policy, probe, clips, la
         assert s1.in_domain is None
 
 
+def _colours(patches, steps):
+    """Brightness, saturation and palette of every fourth pixel of a patch, by plain counting."""
+    rgb = (patches[..., ::4, ::4] + 1) / 2
+    rgb = rgb.transpose(0, 2, 3, 4, 1).reshape(steps, -1, 3)
+    palettes = []
+    for step in rgb:
+        cells = np.minimum((step * 6).astype(int), 5)
+        _, counts = np.unique(cells, axis=0, return_counts=True)
+        p = np.sort(counts)[::-1] / len(cells)
+        palettes.append([-(p * np.log(p)).sum(), *(p[:n].sum() for n in (1, 2, 4, 8))])
+    return np.concatenate(
+        [
+            np.quantile(rgb.mean(-1), (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)),
+            np.quantile(rgb.max(-1) - rgb.min(-1), (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)),
+            np.mean(palettes, axis=0),
+        ]
+    )
+
+
 def test_domain_features_and_guard(screener, vlm, clips):
     screened = screener.screen(clips)
     for row, clip in enumerate(clips):
@@ -92,6 +110,7 @@ def test_domain_features_and_guard(screener, vlm, clips):
             np.quantile(change, shares),
         ]
         wanted += [patches.mean((0, 2, 3, 4)), patches.std((0, 2, 3, 4), ddof=1)]
+        wanted.append(_colours(patches, int(video.grid[0, 0])))
         found = domain_features(screened[row].prefilled, row, vlm.patch_shape)
         np.testing.assert_allclose(found, np.concatenate(wanted), atol=2e-4)
         assert len(found) == domain_width(vlm.hidden_size)

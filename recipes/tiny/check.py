@@ -2,85 +2,37 @@
 
     python -m recipes.tiny.check [--bundle tiny] [--clips 700] [--videos FOLDER ...] [--out FILE]
 
-Writes the videos once (H.264 and the other formats), runs S1 and S2 on every one, and routes both as the
-cascade does; a clip that the domain guard refuses has no answer there, which counts as wrong. A clip with
-two labels counts under its first and is right if the answer is one of its labels. Captions count as right
-where they name every object of the frame. The folders hold real videos, which the guard must refuse.
+Writes the videos once (H.264 and the other formats), has S1 and S2 answer on every one, and routes both as the
+cascade does; what it refuses counts as wrong. Captions count as right where they name every object of the frame.
+The folders hold real videos, which the guard must refuse. Answers are kept in --work: an interrupted run
+goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter, defaultdict
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import track
+from rich.progress import Progress
 
 from recipes.machine import machine
-from safelens.bundle import Bundle
-from safelens.cascade import SafeLens
 from safelens.data.records import Record, read_records
-from safelens.policy import SAFE
-from safelens.prompts import parse_response
-from safelens.safeworld import sample_scene
+from safelens.evaluate.answers import Answer
+from safelens.evaluate.metrics import measure
+from safelens.evaluate.run import CASCADE, Run, run_system, take_samples
+from safelens.evaluate.safelens_system import SafeLensSystem
+from safelens.policy import Policy
+from safelens.safeworld import Scene, sample_scene
 from safelens.safeworld.writer import write_dataset
-from safelens.verdict import Caption
-from safelens.video import Clip, ClipOptions, VideoError, VideoReader
 
 SEED = 4242
 """Of the fresh clips; training draws from other seeds."""
-
-
-def class_accuracy(truth: list[tuple[str, ...]], answers: list[str | None]) -> dict[str, float]:
-    """Accuracy of each class, and their unweighted mean under "average"."""
-    hits: dict[str, list[bool]] = defaultdict(list)
-    for labels, answer in zip(truth, answers, strict=True):
-        wanted = labels or (SAFE,)
-        hits[wanted[0]].append(answer in wanted)
-    found = {name: float(np.mean(rows)) for name, rows in sorted(hits.items())}
-    return found | {"average": float(np.mean(list(found.values())))}
-
-
-def run(lens: SafeLens, record: Record, clip: Clip) -> dict[str, Any]:
-    """S1 and S2 on one clip, both always."""
-    s1 = lens.screener.screen([clip])[0]
-    assert lens.captioner is not None
-    texts = lens.captioner.caption(clip.frames)
-    captions = [
-        Caption(time_s=float(t), text=x) for t, x in zip(clip.timestamps, texts, strict=True)
-    ]
-    evidence = {
-        name: [(e.start_s, e.end_s) for e in lens.screener.evidence(s1, clip, name)]
-        for name in record.labels
-    }
-    s2 = lens.deliberator.deliberate(s1.context, captions, s1.scores)
-    response = parse_response(lens.policy, s2.text)
-    flagged = [n for n, flag in s2.flags.items() if flag]
-    return {
-        "s1": s1.label,
-        "s1_confidence": s1.confidence,
-        "s1_scores": s1.scores,
-        "in_domain": s1.in_domain,
-        "familiar": s1.familiar,
-        "s2": max(flagged, key=lambda n: s2.scores[n]) if flagged else SAFE,
-        "s2_flags": flagged,
-        "s2_scores": s2.scores,
-        "well_formed": bool(response.description and response.explanation),
-        "parsed": response.flags == s2.flags,
-        "captions": texts,
-        "times": [float(t) for t in clip.timestamps],
-        "description": s2.description,
-        "explanation": s2.explanation,
-        "evidence": evidence,
-    }
-
-
-def overlap(a: tuple[float, float], b: tuple[float, float]) -> bool:
-    """Whether two intervals of time meet."""
-    return a[0] <= b[1] and b[0] <= a[1]
+STAGES = ("screen", "deliberate", CASCADE)
 
 
 def main() -> None:
@@ -96,87 +48,123 @@ def main() -> None:
     if args.videos:
         command += " --videos " + " ".join(folder.name for folder in args.videos)
     report: dict[str, Any] = {"machine": machine(), "command": command, "seed": SEED}
-    if not (args.work / "records.jsonl").exists():
+    file = args.work / "records.jsonl"
+    if not file.exists():
         write_dataset(args.work, clips=args.clips, seed=SEED, jobs=2)
-    records = read_records(args.work / "records.jsonl")[: args.clips]
-    settings = Bundle.load(args.bundle).settings
-    rows = []
-    options = ClipOptions(**settings.clip.model_dump())
-    with SafeLens.load(args.bundle) as lens, VideoReader(options) as reader:
-        for record in track(records, description="SafeWorld"):
-            clip = reader.read(record.video_path(args.work / "records.jsonl"))
-            rows.append(run(lens, record, clip) | {"id": record.id})
-        real: dict[str, Counter[str]] = defaultdict(Counter)
-        for folder in args.videos:
-            for path in track(sorted(folder.glob("*.*")), description=folder.name):
-                if path.suffix in {".csv", ".md", ".json"}:
-                    continue
-                try:
-                    clip = reader.read(path)
-                except VideoError:
-                    real[folder.name]["unreadable"] += 1
-                    continue
-                inside = lens.screener.screen([clip])[0].familiar
-                real[folder.name]["in domain" if inside else "out of domain"] += 1
-    (args.work / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    report |= figures(records, rows, settings.tau) | {"real": real}
+    records = [
+        r.model_copy(update={"video": str(r.video_path(file).resolve())})
+        for r in read_records(file)[: args.clips]
+    ]
+    both = SafeLensSystem("bundle", args.bundle)
+    alone = SafeLensSystem("bundle", args.bundle, screen_only=True)
+    run = _answers("SafeWorld", both, records, args.work)
+    assert run.thresholds is not None
+    report |= figures(records, run.answers, both.policy) | {"tau": run.thresholds.tau}
+    report["real"] = {
+        folder.name: real(_answers(folder.name, alone, films(folder), args.work))
+        for folder in args.videos
+    }
     args.out.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
 
 
-def figures(records: list[Record], rows: list[dict[str, Any]], tau: float) -> dict[str, Any]:
-    """All figures of the card."""
-    truth = [tuple(r.labels) for r in records]
-    escalated = [row["familiar"] and row["s1_confidence"] < tau for row in rows]
-    cascade = [
-        (row["s2"] if unsure else row["s1"]) if row["familiar"] else None
-        for row, unsure in zip(rows, escalated, strict=True)
-    ]
-    unsure_only = [i for i, unsure in enumerate(escalated) if unsure]
-    named = []
-    for record, row in zip(records, rows, strict=True):
-        scene = scene_of(record)
-        for t, text in zip(row["times"], row["captions"], strict=True):
-            named.append(all(o.lower() in text.lower() for o in scene.objects(t)))
-    met = [
-        any(overlap(span, record.interval) for span in row["evidence"][label])
-        for record, row in zip(records, rows, strict=True)
-        for label in record.labels[:1]
-        if record.interval
-    ]
-    by_difficulty: dict[str, list[list[bool]]] = defaultdict(list)
-    for record, row, final in zip(records, rows, cascade, strict=True):
-        wanted = tuple(record.labels) or (SAFE,)
-        by_difficulty[record.difficulty or ""].append(
-            [row["s1"] in wanted, row["s2"] in wanted, final in wanted]
+def _answers(name: str, system: SafeLensSystem, records: list[Record], work: Path) -> Run:
+    with Progress() as progress:
+        bar = progress.add_task(name, total=len(records))
+        return run_system(
+            name,
+            system,
+            take_samples(records),
+            work,
+            say=progress.console.print,
+            on_done=lambda: progress.advance(bar),
         )
-    return {
-        "clips": len(rows),
-        "S1": class_accuracy(truth, [r["s1"] for r in rows]),
-        "S2": class_accuracy(truth, [r["s2"] for r in rows]),
-        "cascade": class_accuracy(truth, cascade),
-        "S2 exact label sets": float(
-            np.mean([set(r["s2_flags"]) == set(t) for r, t in zip(rows, truth, strict=True)])
-        ),
-        "tau": tau,
+
+
+def films(folder: Path) -> list[Record]:
+    """The videos of a folder as records without a label."""
+    return [
+        Record(id=path.name, video=str(path.resolve()), labels=(), source="real")
+        for path in sorted(folder.glob("*.*"))
+        if path.suffix not in {".csv", ".md", ".json"}
+    ]
+
+
+def real(run: Run) -> dict[str, int]:
+    """How many videos of a folder the guard lets in, refuses, or never saw because they cannot be read."""
+    kinds = {True: "in domain", False: "out of domain", None: "unreadable"}
+    return dict(Counter(kinds[answer.familiar] for answer in run.answers["screen"]))
+
+
+def figures(
+    records: Sequence[Record], answers: Mapping[str, Sequence[Answer]], policy: Policy
+) -> dict[str, Any]:
+    """All figures of the card.
+
+    Args:
+        records: Fresh SafeWorld clips.
+        answers: Of "screen", "deliberate" and "cascade", in the records' order.
+        policy: Whose classes are meant.
+    """
+    measured = {
+        stage: measure(records, {a.id: a for a in answers[stage]}, policy) for stage in STAGES
+    }
+    s1, s2, final = (answers[stage] for stage in STAGES)
+    escalated = [f is two for f, two in zip(final, s2, strict=True)]
+    unsure = [i for i, went in enumerate(escalated) if went]
+    right = {
+        stage: [a.label in (r.labels or ("safe",)) for r, a in zip(records, some, strict=True)]
+        for stage, some in (("s1", s1), ("s2", s2))
+    }
+    found: dict[str, Any] = {"clips": len(records)}
+    for name, stage in zip(("S1", "S2", "cascade"), STAGES, strict=True):
+        of = measured[stage].single_label
+        classes = {label: of.classes[label].accuracy for label in sorted(of.classes)}
+        found[name] = classes | {"average": of.avg_acc}
+    difficulties = measured["screen"].difficulties
+    return found | {
+        "S2 exact label sets": measured["deliberate"].multi_label.exact_match,
         "escalated": float(np.mean(escalated)),
         "right among escalated": {
-            stage: float(np.mean([rows[i][stage] in (truth[i] or (SAFE,)) for i in unsure_only]))
-            for stage in ("s1", "s2")
+            stage: float(np.mean([rows[i] for i in unsure])) for stage, rows in right.items()
         },
         "S1, S2, cascade by difficulty": {
-            k: [round(float(x), 3) for x in np.mean(v, axis=0)] + [len(v)]
-            for k, v in sorted(by_difficulty.items())
+            kind: [round(measured[stage].difficulties[kind].accuracy, 3) for stage in STAGES]
+            + [difficulties[kind].videos]
+            for kind in sorted(difficulties)
         },
-        "frames whose caption names all objects": float(np.mean(named)),
-        "S2 well formed": float(np.mean([r["parsed"] for r in rows])),
-        "S2 with description and explanation": float(np.mean([r["well_formed"] for r in rows])),
-        "evidence meets the true interval": float(np.mean(met)),
-        "fresh clips out of domain": float(np.mean([not r["familiar"] for r in rows])),
+        "frames whose caption names all objects": float(np.mean(_named(records, s2))),
+        "S2 with description and explanation": float(
+            np.mean([bool(a.description and a.explanation) for a in s2])
+        ),
+        "evidence meets the true interval": float(np.mean(_met(records, s1))),
+        "fresh clips out of domain": float(np.mean([not a.familiar for a in s1])),
     }
 
 
-def scene_of(record: Record) -> Any:
+def _named(records: Sequence[Record], answers: Sequence[Answer]) -> list[bool]:
+    """Of every frame, whether its caption names all that is in it."""
+    return [
+        all(
+            name.lower() in caption.text.lower()
+            for name in scene_of(record).objects(caption.time_s)
+        )
+        for record, answer in zip(records, answers, strict=True)
+        for caption in answer.captions
+    ]
+
+
+def _met(records: Sequence[Record], answers: Sequence[Answer]) -> list[bool]:
+    """Of rightly flagged clips, whether some evidence overlaps the true interval."""
+    return [
+        any(e.start_s <= record.interval[1] and record.interval[0] <= e.end_s for e in evidence)
+        for record, answer in zip(records, answers, strict=True)
+        if record.interval
+        and (evidence := [e for e in answer.evidence if e.category in record.labels])
+    ]
+
+
+def scene_of(record: Record) -> Scene:
     """The scene that a record was drawn from."""
     seed, index = record.id.removeprefix("sw").split("-")
     return sample_scene(int(seed), int(index))

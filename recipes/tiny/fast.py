@@ -17,6 +17,7 @@ from recipes.tiny.parts import SEED, labelled_records, load_vlm, policy, sets_of
 from safelens.curate.crossfit import cross_fitted_scores
 from safelens.data.records import Record, write_records
 from safelens.domain import DomainGuard
+from safelens.domain_features import domain_views
 from safelens.probe import ProbeConfig, fit_probe
 from safelens.train.state_store import StateStore
 from safelens.train.states import States, collect_states
@@ -51,7 +52,10 @@ def fit(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
     (out / "probe.json").write_text(json.dumps({"fresh_accuracy": float(right)}) + "\n")
     print(f"probe on fresh clips: accuracy {float(right):.3f}")
     DomainGuard.fit(
-        states.features, fresh.features, false_refusal_rate=settings["false_refusal_rate"]
+        states.features,
+        fresh.features,
+        false_refusal_rate=settings["false_refusal_rate"],
+        views=domain_views(vlm.hidden_size),
     ).save(out / "domain.safetensors")
     scores = cross_fitted_scores(
         states,

@@ -22,9 +22,9 @@ WANTED = {
 }
 
 
-HARD = 14
-"""A scene of violence/fighting in which the embedded bundle's S1 is unsure: strike, then fall. Its safe
-twin shows the same poses in another order: fall, then help."""
+HARD = 43
+"""A scene of violence/fighting: strike, then fall. Of its safe twin, which shows the same poses in another order
+(fall, then help), the embedded bundle's S1 is unsure, and S2 decides."""
 
 
 def first(scenario: str) -> Scene:

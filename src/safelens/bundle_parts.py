@@ -205,12 +205,12 @@ def _probe_problems(parts: Parts, width: int | None) -> list[str]:
 
 def _guard_problems(parts: Parts, width: int | None) -> list[str]:
     from safelens.domain import DomainGuard
-    from safelens.screen import domain_width
+    from safelens.domain_features import domain_width
 
     if parts.domain is None:
         return []
     try:
-        features = len(DomainGuard.load(parts.domain).mean)
+        features = DomainGuard.load(parts.domain).width
     except (OSError, ValueError) as error:
         text = str(error)
         return [text if str(parts.domain) in text else f"{parts.domain}: {text}"]

@@ -332,8 +332,9 @@ def _reader_and_guard(
         BundleError: they are damaged or belong to another model.
     """
     from safelens.domain import DomainGuard
+    from safelens.domain_features import domain_width
     from safelens.probe import RollingAttentionProbe
-    from safelens.screen import ProbeReader, domain_width
+    from safelens.screen import ProbeReader
 
     name, screen = found.settings.name, found.settings.screen
     reader, guard = None, None
@@ -351,9 +352,9 @@ def _reader_and_guard(
             f"{reader.probe.config.input_dim}, but the model {screen.model!r} gives {width}; "
             "use the model that the probe was trained on"
         )
-    if guard is not None and len(guard.mean) != domain_width(width):
+    if guard is not None and guard.width != domain_width(width):
         raise BundleError(
-            f"bundle {name}: the domain guard {screen.domain!r} reads {len(guard.mean)} features, "
+            f"bundle {name}: the domain guard {screen.domain!r} reads {guard.width} features, "
             f"but the model {screen.model!r} gives {domain_width(width)}; use the model that it was fitted on"
         )
     return reader, guard

@@ -7,66 +7,117 @@ not trained on. Does not know what the features mean, nor what happens to a clip
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-FORMAT = "safelens.domain/1"
+FORMAT = "safelens.domain/2"
 
 Floats = NDArray[np.float64]
 
 _TAIL = 0.1
-_FIELDS = (
-    "mean",
-    "std",
-    "axes",
-    "gains",
-    "outer_gain",
-    "references",
-    "medians",
-    "spreads",
-    "held_out",
-)
+_FIELDS = ("mean", "std", "axes", "gains", "outer_gain", "references")
+_SHARED = ("medians", "spreads", "held_out")
 
 
 @dataclass(frozen=True, eq=False)
-class DomainGuard:
-    """Distance from the training clips, by the more alarmed of two readings of standardized features.
-
-    *Nearest neighbour*: distance to the k-th nearest training clip, in the leading principal
-    components. It sees the gaps between clusters, which one Gaussian would call home.
-    *Mahalanobis*: distance from the mean under the shrunk covariance, in all directions. It sees
-    steps in directions in which training clips hardly vary, which the first reading overlooks.
-
-    With m and q the median and 95 % quantile v takes over the held-out clips, for each reading v,
-
-        distance(x) = max(0, 1 + max over both readings of (v(x) - m) / (q - m)),
-
-    so 1 is usual, 2 is rare, and neither reading drowns the other.
+class View:
+    """Some of the features, V of them, and where training clips lie in them.
 
     Attributes:
-        mean: Mean of the training features, shape (D,).
-        std: Their standard deviation, shape (D,).
-        axes: Principal components as columns, shape (D, P), those of largest variance first.
+        columns: First feature and the one after the last.
+        mean: Mean of the training features, shape (V,).
+        std: Their standard deviation, shape (V,).
+        axes: Principal components as columns, shape (V, P), those of largest variance first.
         gains: Whitening factor of each component, shape (P,).
         outer_gain: Whitening factor of every direction outside `axes`, shape (1,).
         references: Training clips in the leading K components, shape (R, K).
-        medians: m of both readings, shape (2,).
-        spreads: q - m of both readings, shape (2,).
-        neighbours: k of the nearest neighbours.
-        held_out: Distances of the held-out clips in rising order, shape (M,).
-        threshold: A clip is in domain if and only if its distance is at most this.
-        false_refusal_rate: Share of clips of the training's kind that the threshold refuses.
     """
 
+    columns: tuple[int, int]
     mean: Floats
     std: Floats
     axes: Floats
     gains: Floats
     outer_gain: Floats
     references: Floats
+
+    @classmethod
+    def fit(
+        cls,
+        features: Floats,
+        columns: tuple[int, int],
+        *,
+        variance: float,
+        shrinkage: float,
+        rows: NDArray[np.int64],
+    ) -> View:
+        """Of all features (N, D) those in `columns`; `rows` are kept as references."""
+        seen = features[:, slice(*columns)]
+        mean, std = seen.mean(axis=0), seen.std(axis=0)
+        widest = max(1e-12, float(std.max()))
+        std = np.where(std > 1e-6 * widest, std, widest)
+        standard = (seen - mean) / std
+        _, singular, components = np.linalg.svd(standard, full_matrices=False)
+        spectrum = singular**2 / len(seen)
+        damping = shrinkage * float(spectrum.sum()) / seen.shape[1] + 1e-12
+        share = np.cumsum(spectrum) / max(float(spectrum.sum()), 1e-12)
+        leading = min(int(np.searchsorted(share, variance)) + 1, len(spectrum))
+        axes = np.ascontiguousarray(components.T)
+        return cls(
+            columns=columns,
+            mean=mean,
+            std=std,
+            axes=axes,
+            gains=(spectrum + damping) ** -0.5,
+            outer_gain=np.array([damping**-0.5]),
+            references=(standard[rows] @ axes[:, :leading]).astype(np.float32).astype(np.float64),
+        )
+
+    def readings(self, x: Floats, neighbours: int) -> Floats:
+        """Nearest-neighbour and Mahalanobis distance of each row of all features, shape (N, 2)."""
+        standard = (x[:, slice(*self.columns)] - self.mean) / self.std
+        inside = standard @ self.axes
+        outside = np.linalg.norm(standard - inside @ self.axes.T, axis=1) * self.outer_gain[0]
+        leading = inside[:, : self.references.shape[1]]
+        near = _kth_distance(leading, self.references, neighbours)
+        mahalanobis = np.hypot(np.linalg.norm(inside * self.gains, axis=1), outside)
+        return np.stack([near, mahalanobis], axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class DomainGuard:
+    """Distance from the training clips, by the most alarmed of all readings of standardized features.
+
+    There are two readings of every view, which is a range of the features:
+    *Nearest neighbour*: distance to the k-th nearest training clip, in the leading principal
+    components. It sees the gaps between clusters, which one Gaussian would call home.
+    *Mahalanobis*: distance from the mean under the shrunk covariance, in all directions. It sees
+    steps in directions in which training clips hardly vary, which the first reading overlooks.
+    A few telling features among many others are drowned; a view of their own makes them heard.
+
+    With m and q the median and 95 % quantile v takes over the held-out clips, for each reading v,
+
+        distance(x) = max(0, 1 + max over all readings of (v(x) - m) / (q - m)),
+
+    so 1 is usual, 2 is rare, and no reading drowns another.
+
+    Attributes:
+        width: Features of a clip, D.
+        views: What is read.
+        medians: m of both readings of each view, shape (views, 2).
+        spreads: q - m of both readings of each view, shape (views, 2).
+        neighbours: k of the nearest neighbours.
+        held_out: Distances of the held-out clips in rising order, shape (M,).
+        threshold: A clip is in domain if and only if its distance is at most this.
+        false_refusal_rate: Share of clips of the training's kind that the threshold refuses.
+    """
+
+    width: int
+    views: tuple[View, ...]
     medians: Floats
     spreads: Floats
     neighbours: int
@@ -81,6 +132,7 @@ class DomainGuard:
         held_out: ArrayLike,
         false_refusal_rate: float = 0.01,
         *,
+        views: Sequence[tuple[int, int]] | None = None,
         variance: float = 0.99,
         shrinkage: float = 0.01,
         neighbours: int = 5,
@@ -96,6 +148,7 @@ class DomainGuard:
             features: Features of training clips, shape (N, D).
             held_out: Features of clips of the same kind that no model trained on, shape (M, D).
             false_refusal_rate: Wanted share of refused clips of this kind, in (0, 1).
+            views: Ranges of features that are read, first and the one after the last; all as one if None.
             variance: Share of the variance that the components hold in which neighbours are sought.
             shrinkage: Added to each direction's variance before whitening, as a share of their mean.
             neighbours: k of the nearest neighbours.
@@ -123,30 +176,23 @@ class DomainGuard:
                 f"held_out: {len(fresh)} clips cannot show a false refusal rate of "
                 f"{false_refusal_rate:g}; expected at least {int(np.ceil(1 / false_refusal_rate - 1))}"
             )
-
-        mean, std = train.mean(axis=0), train.std(axis=0)
-        widest = max(1e-12, float(std.max()))
-        std = np.where(std > 1e-6 * widest, std, widest)
-        standard = (train - mean) / std
-        _, singular, rows = np.linalg.svd(standard, full_matrices=False)
-        spectrum = singular**2 / len(train)
-        damping = shrinkage * float(spectrum.sum()) / train.shape[1] + 1e-12
-        share = np.cumsum(spectrum) / max(float(spectrum.sum()), 1e-12)
-        leading = min(int(np.searchsorted(share, variance)) + 1, len(spectrum))
-        axes = np.ascontiguousarray(rows.T)
-        references = standard @ axes[:, :leading]
-        if len(references) > max_references:
+        width = train.shape[1]
+        for first, end in views or ():
+            if not 0 <= first < end <= width:
+                raise ValueError(f"view ({first}, {end}) is no range of {width} features")
+        rows = np.arange(len(train))
+        if len(rows) > max_references:
             drawn = np.random.default_rng(seed).choice(len(train), max_references, replace=False)
-            references = references[np.sort(drawn)]
+            rows = np.sort(drawn)
+        seen = tuple(
+            View.fit(train, columns, variance=variance, shrinkage=shrinkage, rows=rows)
+            for columns in views or [(0, width)]
+        )
         guard = cls(
-            mean=mean,
-            std=std,
-            axes=axes,
-            gains=(spectrum + damping) ** -0.5,
-            outer_gain=np.array([damping**-0.5]),
-            references=references.astype(np.float32).astype(np.float64),
-            medians=np.zeros(2),
-            spreads=np.ones(2),
+            width=width,
+            views=seen,
+            medians=np.zeros((len(seen), 2)),
+            spreads=np.ones((len(seen), 2)),
             neighbours=neighbours,
             held_out=np.zeros(0),
             threshold=float("nan"),
@@ -172,26 +218,18 @@ class DomainGuard:
             ValueError: Vectors of another width.
         """
         rows = np.asarray(x, dtype=np.float64)
-        if rows.ndim not in (1, 2) or rows.shape[-1] != len(self.mean):
-            raise ValueError(
-                f"x must be ({len(self.mean)},) or (N, {len(self.mean)}): {rows.shape}"
-            )
+        if rows.ndim not in (1, 2) or rows.shape[-1] != self.width:
+            raise ValueError(f"x must be ({self.width},) or (N, {self.width}): {rows.shape}")
         many = np.atleast_2d(rows)
         fine: NDArray[np.bool_] = np.asarray(np.isfinite(many).all(axis=1))
         alarm = (self._readings(np.where(fine[:, None], many, 0.0)) - self.medians) / self.spreads
         found: Floats = np.full(len(many), np.inf)
-        found[fine] = np.maximum(0.0, 1 + alarm[fine].max(axis=1))
+        found[fine] = np.maximum(0.0, 1 + alarm[fine].max(axis=(1, 2)))
         return found if rows.ndim == 2 else found[0]
 
     def _readings(self, x: Floats) -> Floats:
-        """Nearest-neighbour and Mahalanobis distance of each row, shape (N, 2)."""
-        standard = (x - self.mean) / self.std
-        inside = standard @ self.axes
-        outside = np.linalg.norm(standard - inside @ self.axes.T, axis=1) * self.outer_gain[0]
-        leading = inside[:, : self.references.shape[1]]
-        near = _kth_distance(leading, self.references, self.neighbours)
-        mahalanobis = np.hypot(np.linalg.norm(inside * self.gains, axis=1), outside)
-        return np.stack([near, mahalanobis], axis=1)
+        """Both readings of each view of each row, shape (N, views, 2)."""
+        return np.stack([view.readings(x, self.neighbours) for view in self.views], axis=1)
 
     def in_domain(self, x: ArrayLike) -> Floats:
         """How usual a clip is: the share of held-out clips that lie at least as far away, 0..1.
@@ -229,9 +267,14 @@ class DomainGuard:
         """Write one safetensors file (float64, the references as float32)."""
         from safetensors.numpy import save_file
 
-        tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _FIELDS}
-        tensors["references"] = tensors["references"].astype(np.float32)
+        tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _SHARED}
+        for number, view in enumerate(self.views):
+            for name in _FIELDS:
+                tensors[f"{number}.{name}"] = np.ascontiguousarray(getattr(view, name))
+            tensors[f"{number}.references"] = view.references.astype(np.float32)
         numbers = {
+            "width": self.width,
+            "views": [view.columns for view in self.views],
             "neighbours": self.neighbours,
             "threshold": self.threshold,
             "false_refusal_rate": self.false_refusal_rate,
@@ -255,9 +298,13 @@ class DomainGuard:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise ValueError(f"format {metadata.get('format')!r}; expected {FORMAT!r}")
-                tensors = {n: file.get_tensor(n).astype(np.float64) for n in _FIELDS}
+                tensors = {n: file.get_tensor(n).astype(np.float64) for n in file.keys()}  # noqa: SIM118
                 numbers = json.loads(metadata["numbers"])
-            return cls(**tensors, **numbers)
+            views = tuple(
+                View((first, end), **{name: tensors[f"{number}.{name}"] for name in _FIELDS})
+                for number, (first, end) in enumerate(numbers.pop("views"))
+            )
+            return cls(views=views, **{name: tensors[name] for name in _SHARED}, **numbers)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path}: not a domain guard: {error}; fit and save it again"

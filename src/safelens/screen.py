@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from safelens import prompts
 from safelens.domain import DomainGuard
+from safelens.domain_features import domain_features
 from safelens.policy import Policy
 from safelens.probe import RollingAttentionProbe
 from safelens.verdict import Evidence
@@ -27,7 +28,6 @@ from safelens.vlm_cost import Spent
 from safelens.vlm_inputs import ChatLayout
 
 Layout = Literal["policy_first", "video_first"]
-PatchShape = tuple[int, int, int, int]
 LAST_TOKENS = 100
 """How many of the question's last tokens the probe reads (paper, appendix M)."""
 
@@ -260,43 +260,3 @@ def stretches(scores: Sequence[float], timestamps: np.ndarray, category: str) ->
             start, score = found[-1].start_s, max(score, found.pop().score)
         found.append(Evidence(start_s=start, end_s=end, category=category, score=min(1.0, score)))
     return found
-
-
-def domain_width(hidden_size: int) -> int:
-    """How many features the domain guard looks at, for hidden states of width D."""
-    return 2 * hidden_size + 2 * len(_QUANTILES) + 6
-
-
-_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
-
-
-def domain_features(prefilled: Prefilled, row: int, patch: PatchShape) -> np.ndarray:
-    """What the domain guard looks at: how the clip looks to the vision tower.
-
-    Of the tower's output, mean and standard deviation over the video's tokens. Of the patches that it
-    was given, quantiles of contrast within a patch and of change between the frames of a patch, and
-    mean and standard deviation of each colour: a tower that has only ever seen one kind of picture
-    maps others into the same space, and may lose just what sets them apart.
-
-    Args:
-        prefilled: the batch.
-        row: the clip's place in it.
-        patch: (channels, frames, height, width) of a patch.
-
-    Returns:
-        Shape (`domain_width(D)`,), float64.
-    """
-    vision = prefilled.vision[row].cpu().double()
-    pixels = prefilled.pixels(row).cpu().double().view(-1, *patch)
-    quantiles = torch.tensor(_QUANTILES, dtype=torch.float64)
-    contrast = pixels.std((3, 4)).mean((1, 2)).quantile(quantiles)
-    change = (pixels[:, :, -1] - pixels[:, :, 0]).abs().mean((1, 2, 3)).quantile(quantiles)
-    pooled = (
-        vision.mean(0),
-        vision.std(0, correction=0),
-        contrast,
-        change,
-        pixels.mean((0, 2, 3, 4)),
-        pixels.std((0, 2, 3, 4)),
-    )
-    return torch.cat(pooled).numpy()

@@ -117,6 +117,10 @@ class Prefilled:
         """The patches that the vision tower was given, shape (patches, values)."""
         return self._videos[row].pixels
 
+    def steps(self, row: int) -> int:
+        """Temporal steps of the video."""
+        return len(self._videos[row].blocks)
+
     def moments(self, row: int) -> list[Context]:
         """For each temporal step of the video, the head and that step's block alone, before the tail.
 

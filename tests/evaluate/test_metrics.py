@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from recipes.tiny.check import class_accuracy
+from benchmarks.curation import class_accuracy
 from safelens.data.records import Record
 from safelens.evaluate.answers import Answer
 from safelens.evaluate.cases import NON_ANSWERS

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from safelens.data.records import Record
-from safelens.screen import LAST_TOKENS, Screener, domain_features
+from safelens.domain_features import domain_features
+from safelens.screen import LAST_TOKENS, Screener
 from safelens.train import states as states_module
 from safelens.train.loop import TrainingError
 from safelens.train.state_store import Screened, StateStore, video_key

@@ -157,6 +157,7 @@ def probe(
     import numpy as np
 
     from safelens.domain import DomainGuard
+    from safelens.domain_features import domain_views
     from safelens.probe import ProbeConfig, fit_probe
 
     records, used = _records(data, videos_root, policy, split)
@@ -179,7 +180,12 @@ def probe(
             found = fit_probe(
                 seen.question, None, seen.labels, config, steps=steps, lr=lr, seed=seed
             )
-            guard = DomainGuard.fit(features, fresh, false_refusal_rate=false_refusal_rate)
+            guard = DomainGuard.fit(
+                features,
+                fresh,
+                false_refusal_rate=false_refusal_rate,
+                views=domain_views(vlm.hidden_size),
+            )
         except ValueError as error:
             fail(str(error))
         found.probe.save(out / "probe")

@@ -7,6 +7,10 @@ A trace gives the truth's own reason, names the frame that decides, and says whe
 agree with it. The reason comes first: what is written before it would be a verdict without reasoning. It
 is short, about 35 words, because a model of a few million parameters learns it. It never says that a
 caption shows what it does not: captions whose words are not those of the truth are called vague.
+
+What is said of captions and scores must not go with the label. When the captions of all shootings were called
+vague, the small model of `recipes.tiny` explained shootings rightly, went on with a sentence that it knew
+from safe clips, and answered by that: 57 % of violence was found, over 90 % once the words agreed.
 """
 
 from __future__ import annotations
@@ -25,8 +29,8 @@ from safelens.prompts import deliberation_answer
 SUPPORT = 0.65
 """Agreement of captions and truth, 0 to 1, from which on the captions are said to show it.
 
-Of SafeWorld's own captions 92 % reach it; of those of a scene's twin, which differ in what decides,
-23 %; of another scene's, 3 % (3,000 scenes, five captions each)."""
+Of SafeWorld's own captions all reach it; of those of a scene's twin, which differ in what decides, 33 %; of
+another scene's, 0.6 % (3,000 scenes, five captions each)."""
 
 _EVIDENCE = {
     # (captions show it, scores): wordings
@@ -178,8 +182,9 @@ def _agreement(record: Record) -> float:
     """
     told = _words(record.description or "")
     truth = told | _words(record.explanation or "")
+    unsaid = _IDLE - truth
     # The first sentence of a caption names the place.
-    said = [_words(caption.text.split(". ", 1)[-1]) for caption in record.captions]
+    said = [_words(caption.text.split(". ", 1)[-1]) - unsaid for caption in record.captions]
     every: set[str] = set().union(*(said[number] for number in _candidates(record)))
     best = 0.0
     for words in (every, said[_decisive(record)]):
@@ -198,7 +203,21 @@ _LITTLE = frozenset(
 )
 
 
+_IDLE = frozenset({"stand", "walk"})
+"""What people in a frame do beside what is told of the video: nothing against a caption that says it too."""
+_SEEN_AS = {
+    "strik": "reach",
+    "struck": "reach",
+    "help": "reach",
+    "fall": "lie",
+    "ground": "lie",
+    "laugh": "ha",
+}
+"""Stems of what the truth tells, a course of events, to what a single frame shows of it."""
+
+
 def _words(text: str) -> set[str]:
     """Stems of the words that tell scenes apart; colours and persons are in all of them."""
     found = re.findall(r"\w+", text.casefold())
-    return {re.sub(r"(?<=\w{3})(?:ing|es|ed|s)$", "", word) for word in found} - _LITTLE
+    stems = {re.sub(r"(?<=\w{3})(?:ing|es|ed|s)$", "", word) for word in found} - _LITTLE
+    return {_SEEN_AS.get(stem, stem) for stem in stems}

@@ -22,7 +22,7 @@ import torch
 
 from safelens.train.loop import TrainingError
 
-SCHEMA = "safelens.states/1"
+SCHEMA = "safelens.states/2"
 _CARD = "states.json"
 
 
