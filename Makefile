@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint paper clean
 
 setup: $(VENV)/.done
 
@@ -25,6 +25,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+paper: setup
+	$(BIN)/python -m benchmarks.paper
 
 clean:
 	rm -rf $(VENV) out .pytest_cache .ruff_cache .mypy_cache

@@ -9,6 +9,7 @@ from recipes.tiny.captioner import MAX_TOKENS
 from recipes.tiny.data import LARGE
 from recipes.tiny.parts import FRAME_PIXELS, policy
 from safelens.bundle_parts import Parts
+from safelens.evaluate.routing import OutsideDomain
 from safelens.pack import pack as pack_parts
 
 KNOWS = (
@@ -18,12 +19,15 @@ KNOWS = (
 TAU = 0.9
 
 
-def pack(folders: Mapping[str, Path], out: Path) -> None:
+def pack(
+    folders: Mapping[str, Path], out: Path, *, outside_domain: OutsideDomain = "refuse"
+) -> None:
     """Pack, in place of what lies there; its card, written by hand, is kept.
 
     Args:
         folders: Of the stages embedder, captioner, fast and reasoner.
         out: The bundle.
+        outside_domain: What becomes of a clip that the guard does not know.
     """
     card = out / "card.md"
     parts = Parts(
@@ -40,7 +44,7 @@ def pack(folders: Mapping[str, Path], out: Path) -> None:
         "version": "1",
         "knows": KNOWS,
         "tau": TAU,
-        "outside_domain": "refuse",
+        "outside_domain": outside_domain,
         "clip": {"max_side": LARGE},
         "screen": {"frame_pixels": FRAME_PIXELS},
         "deliberate": {"max_new_tokens": 160, "max_caption_tokens": MAX_TOKENS},

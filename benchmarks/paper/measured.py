@@ -1,0 +1,253 @@
+"""From what systems answered to the report's figures.
+
+Knows answers, seeds and how tau is chosen. Runs no model, and knows nothing of how figures are printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.paper.stages import CHOICE, CHOSEN_ON, TEST, ZERO_SHOT, Seed, seed_of, videos
+from recipes.stages import Stage
+from recipes.tiny.parts import policy
+from safelens.calibrate import (
+    Floats,
+    Screening,
+    TemperatureFit,
+    class_sets,
+    fit_temperature,
+    tempered,
+)
+from safelens.data.records import Record
+from safelens.evaluate.answer_log import read_answers
+from safelens.evaluate.answers import Answer
+from safelens.evaluate.cost import costs
+from safelens.evaluate.metrics import measure
+from safelens.evaluate.routing import route
+from safelens.evaluate.spread import spread
+from safelens.evaluate.sweep import GRID, Sweep, sweep
+from safelens.reliability import ece, reliability
+from safelens.risk import check_promise, control_risk
+from safelens.thresholds import Thresholds
+from safelens.tradeoff import operating_points, tau_for_cost
+
+MOST_COST = 0.4
+"""Of the cascade, as a share of S2 on everything."""
+ALPHA = DELTA = 0.05
+RESAMPLES = 200
+DRAWN = 500
+"""Videos of a resample, on which tau is chosen."""
+SYSTEMS = ("zero_shot", "vlm_finetuned", "s1", "s2", "cascade")
+
+Answers = dict[str, Answer]
+
+
+@dataclass(frozen=True)
+class World:
+    """The videos of both sets.
+
+    Attributes:
+        test: What accuracy and cost are measured on.
+        choice: What temperature and tau are chosen on.
+    """
+
+    test: list[Record]
+    choice: list[Record]
+
+    @classmethod
+    def of(cls, root: Path) -> World:
+        """Read both."""
+        return cls(videos(TEST.folder(root)), videos(CHOICE.folder(root)))
+
+
+def given(stage: Stage, root: Path, name: str) -> Answers:
+    """What was answered, by the record's id."""
+    file = stage.folder(root) / "answers" / "system" / f"{name}.jsonl"
+    return {answer.id: answer for answer in read_answers(file)}
+
+
+@dataclass(frozen=True)
+class SeedAnswers:
+    """What the systems of one seed said, and the tau of their cascade."""
+
+    seed: Seed
+    root: Path
+    world: World
+
+    @cached_property
+    def tau(self) -> float:
+        """The most accurate on the choosing videos that costs at most `MOST_COST` in operations."""
+        s1, s2 = (given(self.seed.choice, self.root, n) for n in ("screen", "deliberate"))
+        records = self.world.choice[:CHOSEN_ON]
+        first = [gflops(s1[r.id]) for r in records]
+        second = [gflops(s2[r.id]) for r in records]
+        right = [bool(s2[r.id].label in (r.labels or ("safe",))) for r in records]
+        points = operating_points(
+            _screened(*probabilities(s1, records)),
+            right,
+            s1_cost=first,
+            s2_cost=np.subtract(second, first).clip(0),
+        )
+        return tau_for_cost(points, most=MOST_COST).tau
+
+    @cached_property
+    def systems(self) -> dict[str, Answers]:
+        """Answers on the test videos, by system."""
+        s1, s2 = (given(self.seed.test, self.root, n) for n in ("screen", "deliberate"))
+        return {
+            "zero_shot": given(ZERO_SHOT, self.root, "generate"),
+            "vlm_finetuned": given(self.seed.tuned, self.root, "generate"),
+            "s1": s1,
+            "s2": s2,
+            "cascade": {n: route(s1[n], s2[n], Thresholds(self.tau), "escalate") for n in s1},
+        }
+
+    @cached_property
+    def sweep(self) -> Sweep:
+        """The cascade on the test videos at every tau."""
+        s1, s2 = self.systems["s1"], self.systems["s2"]
+        taus = (*GRID, self.tau)
+        return sweep(self.world.test, s1, s2, policy(), outside_domain="escalate", taus=taus)
+
+    @cached_property
+    def trained_on(self) -> dict[str, Answers]:
+        """The plain model's answers after training on filtered and on unfiltered data."""
+        return {
+            "unfiltered": given(self.seed.unfiltered, self.root, "generate"),
+            "filtered": given(self.seed.filtered, self.root, "generate"),
+        }
+
+
+def gflops(answer: Answer) -> float:
+    """Of an answer, which must not have failed."""
+    if answer.gflops is None:
+        raise ValueError(f"{answer.id}: no cost, {answer.outcome}: {answer.error}")
+    return answer.gflops
+
+
+def probabilities(answers: Answers, records: Sequence[Record]) -> tuple[Floats, np.ndarray]:
+    """S1's probabilities and which classes hold, both of shape (N, C)."""
+    labels = policy().labels
+    p = np.array([[answers[r.id].scores[name] for name in labels] for r in records])
+    return p, class_sets([r.labels for r in records], labels)
+
+
+def accuracy(records: Sequence[Record], answers: Answers) -> dict[str, float]:
+    """Of each class, their mean, and macro F1."""
+    found = measure(records, answers, policy()).single_label
+    return {
+        **{name: figures.accuracy or 0.0 for name, figures in found.classes.items()},
+        "avg_acc": found.avg_acc,
+        "macro_f1": found.macro_f1,
+    }
+
+
+def calibration(answers: Answers, records: Sequence[Record], seed: int) -> dict[str, Any]:
+    """Temperature on one half of the videos, its error on the other; how often the risk promise holds.
+
+    In each resample tau is chosen on `DRAWN` videos and the risk is that of all others. A refusal to choose
+    promises nothing; its share stands beside.
+    """
+    p, truth = probabilities(answers, records)
+    order = np.random.default_rng(seed).permutation(len(records))
+    half, other = order[: len(order) // 2], order[len(order) // 2 :]
+    fit = fit_temperature(p[half], truth[half], policy().labels)
+    before, after = (_screened(some[other], truth[other]) for some in (p, _apply(p, fit)))
+    promise = check_promise(
+        _screened(_apply(p, fit), truth),
+        lambda part: control_risk(part, alpha=ALPHA, delta=DELTA).tau,
+        alpha=ALPHA,
+        size=DRAWN,
+        resamples=RESAMPLES,
+        seed=seed,
+    )
+    return {
+        "temperature": fit.temperature,
+        "ece_before": ece(reliability(before.confidence, before.right)),
+        "ece": ece(reliability(after.confidence, after.right)),
+        "risk_holds": promise.held,
+        "refused": promise.refused,
+        "risk": float(np.mean(promise.risks)) if promise.risks else None,
+        "decided_alone": float(np.mean(promise.shares)) if promise.shares else None,
+    }
+
+
+def _apply(p: Floats, fit: TemperatureFit) -> Floats:
+    return tempered(p, fit.temperature)
+
+
+def _screened(p: Floats, truth: np.ndarray) -> Screening:
+    """S1's answers as calibration takes them; the guard's opinion plays no part here."""
+    return Screening.from_probabilities(p, truth, np.ones(len(p), bool))
+
+
+def over_seeds(found: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """Each figure's values with mean and deviation."""
+    return {name: listed([one[name] for one in found]) for name in found[0]}
+
+
+def listed(values: Sequence[float]) -> dict[str, Any]:
+    """Values, one a seed, with mean and sample standard deviation."""
+    return {"values": list(values), **spread(values)}
+
+
+def figures(seeds: int, root: Path) -> dict[str, Any]:
+    """All that the report says."""
+    world = World.of(root)
+    runs = [SeedAnswers(seed_of(n), root, world) for n in range(seeds)]
+    by_system = {
+        name: over_seeds([accuracy(world.test, run.systems[name]) for run in runs])
+        for name in SYSTEMS
+    }
+    trained_on = {
+        name: over_seeds([accuracy(world.test, run.trained_on[name]) for run in runs])
+        for name in ("unfiltered", "filtered")
+    }
+    spent = {name: [costs(list(run.systems[name].values())) for run in runs] for name in SYSTEMS}
+    found = [
+        calibration(given(run.seed.screened, root, "screen"), world.choice, n)
+        for n, run in enumerate(runs)
+    ]
+    points = [run.sweep.at(run.tau) for run in runs]
+    return {
+        "videos": {"test": len(world.test), "choice": len(world.choice)},
+        "avg_acc": {name: of["avg_acc"]["values"] for name, of in (by_system | trained_on).items()},
+        "cascade_cost_over_s2": {
+            unit: listed([point.relative[unit] or 0.0 for point in points])
+            for unit in ("gflops", "seconds")
+        },
+        "escalated": listed([point.escalated for point in points]),
+        "tau": [run.tau for run in runs],
+        "ece": [one["ece"] for one in found],
+        "risk_holds": [one["risk_holds"] for one in found],
+        "calibration": found,
+        "systems": by_system,
+        "trained_on": trained_on,
+        "costs": {
+            name: {
+                "seconds": listed([c.seconds.mean for c in some if c.seconds is not None]),
+                "gflops": listed([c.gflops for c in some if c.gflops is not None]),
+            }
+            for name, some in spent.items()
+        },
+        "sweep": _mean_sweep([run.sweep for run in runs]),
+    }
+
+
+def _mean_sweep(sweeps: Sequence[Sweep]) -> list[dict[str, float | None]]:
+    """Means over seeds at the taus that all have."""
+    rows = []
+    for tau in GRID:
+        points = [swept.at(tau) for swept in sweeps]
+        row: dict[str, float | None] = {"tau": tau}
+        for name in ("avg_acc", "escalated", "seconds", "gflops"):
+            values = [getattr(point, name) for point in points]
+            row[name] = None if None in values else float(np.mean(values))
+        rows.append(row)
+    return rows

@@ -1,0 +1,45 @@
+"""The report's pictures as SVG files.
+
+Knows curves. Knows nothing of where their values come from.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+
+from safelens.evaluate.plots import INK, LINES
+
+_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "safelens", "text.color": INK, "font.size": 10}
+
+
+def tau_picture(rows: Sequence[Mapping[str, float | None]]) -> str:
+    """Accuracy over operations along tau, and the share that goes to S2 (the paper's figure 4)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = [row for row in rows if row["tau"] is not None and row["tau"] <= 1]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        left, right = figure.subplots(1, 2)
+        taus = [row["tau"] for row in drawn]
+        for number, (key, title) in enumerate((("avg_acc", "Avg ACC"), ("escalated", "To S2"))):
+            left.plot(taus, [row[key] for row in drawn], color=LINES[number], label=title)
+        left.set(xlabel="tau", ylabel="Share", ylim=(0, 1))
+        left.legend(frameon=False)
+        right.plot(
+            [row["gflops"] for row in drawn],
+            [row["avg_acc"] for row in drawn],
+            color=LINES[0],
+            marker="o",
+            ms=3,
+        )
+        right.set(xlabel="GFLOPs per video", ylabel="Avg ACC")
+        for axes in (left, right):
+            axes.spines[["top", "right"]].set_visible(False)
+        target = io.BytesIO()
+        figure.savefig(target, format="svg", metadata={"Date": None})
+    return target.getvalue().decode()
