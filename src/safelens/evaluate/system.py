@@ -21,7 +21,7 @@ from safelens.video import Clip
 if TYPE_CHECKING:
     from safelens.vlm_cost import Spent
 
-SCHEMA = "safelens.answers/1"
+SCHEMA = "safelens.answers/2"
 """Of what systems make of a clip; a new one makes every earlier answer count as another system's."""
 
 

@@ -270,8 +270,8 @@ def _costs(results: Results) -> Table:
         "Generated tokens",
     )
     note = (
-        "Seconds on the machine that the answers were made on, decoding included. GFLOPs and tokens: mean, "
-        "of vision-language models; a bundle's captioner counts in seconds alone. Failed answers are not in."
+        "Seconds on the machine that the answers were made on, decoding included. Mean GFLOPs are of all models, "
+        "tokens of vision-language models: a bundle's captioner has none. Failed answers are not in."
     )
     return Table("Cost per video", note, columns, tuple(rows))
 
