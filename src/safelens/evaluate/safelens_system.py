@@ -55,6 +55,7 @@ class SafeLensSystem:
 
     concurrency = 1
     down: str | None = None
+    local = True
 
     def __init__(
         self,
