@@ -129,7 +129,7 @@ def test_reasoning_that_writes_its_own_answer_is_cut(adapted, policy, screener, 
     monkeypatch.setattr(adapted, "logits", scripted)
     s2 = Deliberator(adapted, policy, max_new_tokens=60)
     monkeypatch.setattr(
-        adapted, "choice_probability", lambda hidden, options: torch.full((len(hidden),), 0.25)
+        adapted, "choice_probability", lambda hidden, *_: torch.full((len(hidden),), 0.25)
     )
     found = s2.deliberate(s1.context, [], None)
     assert found.description == "A park."

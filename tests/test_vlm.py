@@ -9,6 +9,7 @@ from safelens import prompts
 from safelens.screen import layout_of
 from safelens.vlm import ModelLoadError, VisionLanguageModel
 from safelens.vlm_cache import Context
+from safelens.vlm_cost import Spent
 from safelens.vlm_inputs import VIDEO_PLACEHOLDER, fit_frames, step_times
 
 torch.set_num_threads(1)
@@ -283,12 +284,14 @@ def test_budget_and_end_token(vlm, policy, clips):
 
 def test_choice_probability(vlm):
     hidden = torch.randn(3, vlm.hidden_size)
-    p = vlm.choice_probability(hidden, (" true", " false"))
+    spent = Spent()
+    p = vlm.choice_probability(hidden, (" true", " false"), spent)
+    assert spent == Spent(flops=2 * 3 * vlm.model.lm_head.weight.numel())
     one, other = vlm.ids(" true")[0], vlm.ids(" false")[0]
     logits = hidden @ vlm.model.lm_head.weight.T.detach()
     torch.testing.assert_close(p, torch.sigmoid(logits[:, one] - logits[:, other]))
     with pytest.raises(ValueError, match="begin with the same token"):
-        vlm.choice_probability(hidden, (" true", " true!"))
+        vlm.choice_probability(hidden, (" true", " true!"), spent)
 
 
 # -- adapters -----------------------------------------------------------------------------------
@@ -407,7 +410,9 @@ def test_bfloat16_runs_and_is_close(vlm_dir, adapter_dir, vlm, policy, clips):
     cosine = torch.cosine_similarity(prefilled.hidden[0].float(), exact[0], dim=-1)
     assert cosine.mean() > 0.9
     hidden = half.extend(prefilled.context(0), half.ids("A park."), adapter="deliberate")
-    assert half.choice_probability(hidden[:, -1], (" true", " false")).dtype == torch.float32
+    assert (
+        half.choice_probability(hidden[:, -1], (" true", " false"), Spent()).dtype == torch.float32
+    )
 
 
 def test_loading_is_quiet_and_says_what_is_wrong(vlm_dir, captioner_dir, tmp_path, capfd):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from safelens.captioner_cost import caption_flops
 from safelens.vlm_cost import (
     ATTENTION_BACKWARD,
     head_training_flops,
@@ -218,39 +219,19 @@ def vision_activation_bytes(vision: Any, grid: tuple[int, int, int], *, bf16: bo
 
 
 def captioner_flops(config: Any, new_tokens: int) -> float:
-    """One frame's caption: pictures and encoder counted by PyTorch on a model without storage.
-
-    The decoder by formula: a token runs every product once; keys and values of what it looks at are made
-    once.
+    """One frame's caption.
 
     Args:
         config: a `Florence2Config`.
         new_tokens: tokens of a caption.
     """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    model, side = _captioner(config)
-    text = config.text_config
-    seen = (side // math.prod(config.vision_config.patch_stride)) ** 2 + 1 + PROMPT_TOKENS
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.model.get_image_features(torch.empty(1, 3, side, side, device="meta"))
-        states = torch.empty(1, seen, text.d_model, device="meta")
-        model.model.language_model.encoder(inputs_embeds=states)
-    d, new = text.d_model, new_tokens
-    layer = 2 * new * (6 * d * d + 2 * d * text.decoder_ffn_dim) + 4 * d * d * seen
-    attention = 4 * d * (new * (new + 1) / 2 + new * seen)
-    head = 2 * new * d * text.vocab_size
-    return float(counter.get_total_flops() + text.decoder_layers * (layer + attention) + head)
+    side, shrink = _side(config), math.prod(config.vision_config.patch_stride)
+    read = (side // shrink) ** 2 + 1 + PROMPT_TOKENS
+    return caption_flops(config, (side, side), read, new_tokens)
 
 
 def captioner_weights(config: Any) -> int:
-    """Weights of a Florence-2."""
-    return sum(p.numel() for p in _captioner(config)[0].parameters())
-
-
-def _captioner(config: Any) -> tuple[Any, int]:
-    """A model without storage, and the side of its pictures in pixels."""
+    """Weights of a Florence-2; counted on a model without storage."""
     import torch
     from transformers import Florence2ForConditionalGeneration
     from transformers.initialization import no_init_weights
@@ -258,8 +239,12 @@ def _captioner(config: Any) -> tuple[Any, int]:
     with no_init_weights(), torch.device("meta"):
         model = Florence2ForConditionalGeneration(config)
     model.tie_weights()
+    return sum(p.numel() for p in model.parameters())
+
+
+def _side(config: Any) -> int:
+    """Side of a captioner's pictures in pixels."""
     vision = config.vision_config
     shrink = math.prod(vision.patch_stride)
     side = max(shrink, 768 // shrink * shrink)  # the published models' processor gives 768
-    most = vision.max_position_embeddings * shrink
-    return model, min(side, most)
+    return min(side, vision.max_position_embeddings * shrink)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safelens.captioner_cost import caption_flops
 from safelens.verdict import Caption
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from safelens.video import Clip
+    from safelens.vlm_cost import Spent
 
 CAPTION_TASKS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
 """Florence-2's prompts whose answer is plain text, from short to long."""
@@ -130,12 +132,15 @@ class Captioner:
         self.model.save_pretrained(str(directory))
         self.processor.save_pretrained(str(directory))
 
-    def caption(self, frames: np.ndarray, batch_size: int = 8) -> list[str]:
+    def caption(
+        self, frames: np.ndarray, batch_size: int = 8, spent: Spent | None = None
+    ) -> list[str]:
         """Describe each frame in words, greedily (the same frame always gives the same words).
 
         Args:
             frames: uint8 RGB, shape (T, H, W, 3); T may be 0.
             batch_size: Frames per forward pass, at least 1.
+            spent: Is charged the floating-point operations; its tokens, a vision-language model's, stay.
 
         Returns:
             T captions of clean text: one line, no special tokens. A caption that hits
@@ -153,25 +158,33 @@ class Captioner:
         captions: list[str] = []
         with self._lock:
             for start in range(0, len(frames), batch_size):
-                captions.extend(self._caption_batch(frames[start : start + batch_size]))
+                texts, flops = self._caption_batch(frames[start : start + batch_size])
+                captions.extend(texts)
+                if spent is not None:
+                    spent.flops += flops
         return captions
 
-    def describe(self, clips: Sequence[Clip], batch_size: int = 8) -> list[tuple[Caption, ...]]:
+    def describe(
+        self, clips: Sequence[Clip], batch_size: int = 8, spent: Spent | None = None
+    ) -> list[tuple[Caption, ...]]:
         """Of each clip one caption per frame, with its time (Algorithm 1, line 14).
 
         Args:
             clips: One or more, with frames of one size; batches hold frames of several clips.
             batch_size: Frames per forward pass.
+            spent: Is charged what all of them cost, as in `caption`.
         """
         import numpy as np
 
-        texts = iter(self.caption(np.concatenate([clip.frames for clip in clips]), batch_size))
+        frames = np.concatenate([clip.frames for clip in clips])
+        texts = iter(self.caption(frames, batch_size, spent))
         return [
             tuple(Caption(time_s=float(time), text=next(texts)) for time in clip.timestamps)
             for clip in clips
         ]
 
-    def _caption_batch(self, frames: np.ndarray) -> list[str]:
+    def _caption_batch(self, frames: np.ndarray) -> tuple[list[str], float]:
+        """Captions, and the floating-point operations of all."""
         import torch
 
         inputs = self.processor(
@@ -185,7 +198,11 @@ class Captioner:
         texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
         # The first token is the decoder's start token, which may itself be the end token.
         ended = (generated[:, 1:] == tokenizer.eos_token_id).any(dim=1).tolist()
-        return [clean_caption(text, complete) for text, complete in zip(texts, ended, strict=True)]
+        height, width = inputs["pixel_values"].shape[-2:]
+        read, written = inputs["input_ids"].shape[1], generated.shape[1] - 1
+        flops = len(frames) * caption_flops(self.model.config, (height, width), read, written)
+        clean = [clean_caption(text, complete) for text, complete in zip(texts, ended, strict=True)]
+        return clean, flops
 
 
 def clean_caption(text: str, complete: bool = True) -> str:

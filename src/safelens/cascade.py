@@ -22,6 +22,7 @@ from safelens.policy import Policy
 from safelens.thresholds import Thresholds
 from safelens.verdict import Caption, Evidence, Provenance, Verdict
 from safelens.video import Clip, ClipOptions, VideoError, VideoReader
+from safelens.vlm_cost import Spent
 
 if TYPE_CHECKING:
     from safelens.captioner import Captioner
@@ -288,9 +289,10 @@ class SafeLens:
             decision = Decision("screen", flags, s1.scores)
             evidence = self._evidence(video, clip, s1, decision)
             return self._outcome.decided(video, s1, decision, evidence=evidence, spent=[s1.spent])
-        captions = self._captions(video, clip)
+        watching = Spent()
+        captions = self._captions(video, clip, watching)
         began = time.perf_counter()
-        spent = [s1.spent]
+        spent = [s1.spent, watching]
         if self.deliberator.vlm is self.screener.vlm:
             context = s1.context
         else:
@@ -304,11 +306,11 @@ class SafeLens:
             video, s1, decision, evidence=evidence, spent=spent, captions=captions, s2=s2
         )
 
-    def _captions(self, video: Decoded, clip: Clip) -> tuple[Caption, ...]:
+    def _captions(self, video: Decoded, clip: Clip, spent: Spent) -> tuple[Caption, ...]:
         if self.captioner is None:
             return ()
         began = time.perf_counter()
-        [captions] = self.captioner.describe([clip])
+        [captions] = self.captioner.describe([clip], spent=spent)
         video.timing["caption"] = time.perf_counter() - began
         return captions
 

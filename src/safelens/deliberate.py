@@ -116,7 +116,8 @@ class Deliberator:
         scores: dict[str, float] = {}
         for category, piece in zip(self.policy.categories, self._skeleton, strict=False):
             hidden = self.vlm.extend(context, piece, adapter=self.adapter)
-            p = float(self.vlm.choice_probability(hidden[:, -1], (TRUE, FALSE))[0])
+            options = (TRUE, FALSE)
+            p = float(self.vlm.choice_probability(hidden[:, -1], options, context.spent)[0])
             if math.isnan(p):
                 raise FloatingPointError(
                     "the answer's probability is not a number: the reasoner's weights or their type "

@@ -128,6 +128,17 @@ class RollingAttentionProbe(nn.Module):
             return torch.einsum("nkt,nkct->nc", scores.softmax(dim=-1), values)
         return self._rolling(scores, values, lengths)
 
+    def flops(self, tokens: int) -> float:
+        """Floating-point operations of one sequence: MLP, queries, values and the windows' sums.
+
+        Args:
+            tokens: T of the sequence.
+        """
+        c = self.config
+        values = c.heads * len(c.labels)
+        a_token = c.width * (c.input_dim + c.width + c.heads + values) + c.window * values
+        return 2.0 * tokens * a_token
+
     def predict(self, hidden: Tensor, mask: Tensor | None = None, batch_size: int = 256) -> Tensor:
         """Class probabilities in float32, shape (N, C), rows summing to 1; no gradient."""
         was_training = self.training

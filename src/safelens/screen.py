@@ -43,12 +43,15 @@ def layout_of(vlm: VisionLanguageModel, policy: Policy, layout: Layout) -> ChatL
 class Reader(Protocol):
     """Turns what the model holds after the question into class probabilities."""
 
-    def __call__(self, states: torch.Tensor, context: Callable[[], Context]) -> torch.Tensor:
+    def __call__(
+        self, states: torch.Tensor, context: Callable[[], Context], spent: Spent
+    ) -> torch.Tensor:
         """Probabilities (C,), summing to 1.
 
         Args:
             states: of the question's last tokens, (T, D).
             context: copies the cache that ends with the question, for readers that need it.
+            spent: is charged what reading costs.
         """
 
 
@@ -65,8 +68,11 @@ class ProbeReader:
         self.temperature = temperature
 
     @torch.inference_mode()
-    def __call__(self, states: torch.Tensor, context: Callable[[], Context]) -> torch.Tensor:
+    def __call__(
+        self, states: torch.Tensor, context: Callable[[], Context], spent: Spent
+    ) -> torch.Tensor:
         """See :class:`Reader`."""
+        spent.flops += self.probe.flops(len(states))
         logits = self.probe(states[None].to(self.probe.mean))[0]
         return (logits.float() / self.temperature).softmax(-1).cpu()
 
@@ -98,16 +104,18 @@ class LabelReader:
         ]
 
     @torch.inference_mode()
-    def __call__(self, states: torch.Tensor, context: Callable[[], Context]) -> torch.Tensor:
+    def __call__(
+        self, states: torch.Tensor, context: Callable[[], Context], spent: Spent
+    ) -> torch.Tensor:
         """See :class:`Reader`."""
         question = context()
         found = []
         for ids, ends in self._batches:
             copies = question.fork(len(ids))
-            copies.spent = question.spent
+            copies.spent = spent
             hidden = self.vlm.extend(copies, ids)
             last = hidden[torch.arange(len(ids)), ends]
-            found.append(self.vlm.choice_probability(last, (prompts.TRUE, prompts.FALSE)))
+            found.append(self.vlm.choice_probability(last, (prompts.TRUE, prompts.FALSE), spent))
         p = torch.cat(found).double().cpu()
         odds = p / (1 - p).clamp(min=1e-9)
         return (torch.cat([odds, odds.new_ones(1)]) / (1 + odds.sum())).float()
@@ -190,7 +198,8 @@ class Screener:
         return [self._read(prefilled, row) for row in range(len(clips))]
 
     def _read(self, prefilled: Prefilled, row: int) -> Screened:
-        p = self.reader(prefilled.tail_states(row, LAST_TOKENS), lambda: prefilled.context(row))
+        states, spent = prefilled.tail_states(row, LAST_TOKENS), prefilled.spent[row]
+        p = self.reader(states, lambda: prefilled.context(row), spent)
         if not bool(torch.isfinite(p).all()):
             raise FloatingPointError(
                 "the scores of the screen are not finite: its weights or their type are at fault"
@@ -230,12 +239,10 @@ class Screener:
         hidden = self.vlm.extend(together, self.vlm.ids(self.parts.tail))
 
         def moment(step: int) -> Context:
-            one = together.select(step, [(0, together.length)])
-            one.spent = screened.spent
-            return one
+            return together.select(step, [(0, together.length)])
 
         return [
-            self.reader(states, partial(moment, step)).tolist()
+            self.reader(states, partial(moment, step), screened.spent).tolist()
             for step, states in enumerate(hidden[:, -LAST_TOKENS:])
         ]
 

@@ -80,7 +80,13 @@ class ErrorInfo(_Part):
 
 
 class Cost(_Part):
-    """What the verdict cost: floating-point operations in units of 1e9, and tokens."""
+    """What the verdict cost, of what a video costs itself: the policy is read once for all.
+
+    Attributes:
+        gflops: Floating-point operations of all models, in units of 1e9.
+        prompt_tokens: Read by vision-language models, not by the captioner.
+        generated_tokens: Written by them.
+    """
 
     gflops: Annotated[float, Field(ge=0.0)] | None = None
     prompt_tokens: Annotated[int, Field(ge=0)] = 0

@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoProcessor, DynamicCache
 from transformers.modeling_utils import PreTrainedModel
 
 from safelens.vlm_cache import Context, Prefilled
-from safelens.vlm_cost import Spent, head_flops, language_flops, vision_flops
+from safelens.vlm_cost import Spent, adapter_flops, head_flops, language_flops, vision_flops
 from safelens.vlm_inputs import (
     ChatLayout,
     EncodedVideo,
@@ -41,6 +41,7 @@ from safelens.vlm_loading import (
     check_adapter,
     check_weights,
     loading,
+    lora_weights,
 )
 
 __all__ = ["Context", "EncodedVideo", "ModelLoadError", "Prefilled", "VisionLanguageModel"]
@@ -81,7 +82,7 @@ class VisionLanguageModel:
         self.tokenizer = processor.tokenizer
         self.frame_pixels = frame_pixels
         self._lock = threading.RLock()
-        self._adapters: set[str] = set()
+        self._adapters: dict[str, int] = {}
         vision = model.config.vision_config
         self._factor = int(vision.patch_size) * int(vision.spatial_merge_size)
         self._video_token: int = model.config.video_token_id
@@ -164,8 +165,9 @@ class VisionLanguageModel:
             self.model.to(self.device)
             self.model.disable_adapters()
             self.model.eval()
-            check_adapter(source, weights, name, dict(self.model.named_parameters()))
-            self._adapters.add(name)
+            parameters = dict(self.model.named_parameters())
+            check_adapter(source, weights, name, parameters)
+            self._adapters[name] = lora_weights(name, parameters)
 
     # -- texts and frames to inputs -------------------------------------------------------------
 
@@ -294,7 +296,8 @@ class VisionLanguageModel:
             ValueError: no adapter of that name is loaded.
         """
         with self._lock, self._only(adapter):
-            return self._text(context, ids.expand(context.rows, -1) if ids.ndim == 1 else ids)
+            ids = ids.expand(context.rows, -1) if ids.ndim == 1 else ids
+            return self._text(context, ids, adapter=adapter)
 
     @torch.inference_mode()
     def decode(
@@ -329,7 +332,7 @@ class VisionLanguageModel:
                 if token in end:
                     break
                 ids.append(token)
-                hidden = self._text(context, torch.tensor([[token]]), written=1)
+                hidden = self._text(context, torch.tensor([[token]]), written=1, adapter=adapter)
                 if stop is not None and (at := self._string(ids).find(stop)) >= 0:
                     keep = max(n for n in range(len(ids)) if len(self._string(ids[:n])) <= at)
                     context.crop(len(ids) - keep)
@@ -343,12 +346,15 @@ class VisionLanguageModel:
         logits = self.model.lm_head(hidden)
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    def choice_probability(self, hidden: torch.Tensor, options: tuple[str, str]) -> torch.Tensor:
+    def choice_probability(
+        self, hidden: torch.Tensor, options: tuple[str, str], spent: Spent
+    ) -> torch.Tensor:
         """Probability of the first of two options as the next token, the two taken together.
 
         Args:
             hidden: (B, D), states of the tokens before the choice.
             options: two texts whose first tokens differ.
+            spent: is charged the logits.
 
         Returns:
             Shape (B,).
@@ -359,12 +365,18 @@ class VisionLanguageModel:
         one, other = (int(self.ids(option)[0]) for option in options)
         if one == other:
             raise ValueError(f"options {options!r} begin with the same token; use others")
+        spent.flops += head_flops(self._text_config, len(hidden))
         return self.logits(hidden)[:, [one, other]].softmax(-1)[:, 0]
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _text(self, context: Context, ids: torch.Tensor, *, written: int = 0) -> torch.Tensor:
-        """Run text tokens (B, L) on a context; ``written`` of each row's are the model's own."""
+    def _text(
+        self, context: Context, ids: torch.Tensor, *, written: int = 0, adapter: str | None = None
+    ) -> torch.Tensor:
+        """Run text tokens (B, L) on a context; ``written`` of each row's are the model's own.
+
+        The adapter is only charged for: it is on already.
+        """
         rows, length = ids.shape
         start = context.position
         positions = torch.arange(start, start + length, device=self.device)
@@ -374,6 +386,8 @@ class VisionLanguageModel:
         context.spent.prompt += rows * (length - written)
         context.spent.generated += rows * written
         context.spent.flops += rows * language_flops(self._text_config, length, past)
+        if adapter is not None:
+            context.spent.flops += adapter_flops(self._adapters[adapter], rows * length)
         return hidden
 
     def _keep_vision(self, _tower: Any, _inputs: Any, output: Any) -> None:

@@ -2,7 +2,8 @@
 
 Knows configurations and lengths; needs no weights. Counts multiplications and additions of matrix products
 and attention; norms, activations and rotary embeddings are left out. Attention counts what is seen: the
-causal triangle and the past.
+causal triangle and the past, where PyTorch's own counter takes every score that a kernel may compute. The
+other parts of a system count themselves: `captioner_cost`, and the probe.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from typing import Any
 class Spent:
     """What one sequence has cost so far.
 
+    Padding to the length of other videos of a batch costs it nothing, so that a video costs the same in any
+    batch; padding among the parts of one video, which are run for it alone, is counted.
+
     Attributes:
-        prompt: tokens read.
-        generated: tokens written.
-        flops: floating-point operations.
+        prompt: tokens that a vision-language model read.
+        generated: tokens that it wrote.
+        flops: floating-point operations, of whatever ran on it.
     """
 
     prompt: int = 0
@@ -77,6 +81,16 @@ def vision_flops(config: Any, frames: int, height: int, width: int) -> float:
 ATTENTION_BACKWARD = 2.5
 """Attention's backward pass, in forward passes: four products, and the scores computed once more, as fused
 kernels do, which do not keep them."""
+
+
+def adapter_flops(weights: int, tokens: int) -> float:
+    """Forward through a LoRA adapter: each of its weights multiplies and adds once a token.
+
+    Args:
+        weights: of both matrices of all layers that it adapts.
+        tokens: run.
+    """
+    return 2.0 * weights * tokens
 
 
 def lora_flops(config: Any, new: int, rank: int) -> float:

@@ -159,3 +159,17 @@ def check_adapter(
             f"cannot load {source}: {len(odd)} of its weights do not match the model's layers, such "
             f"as {min(odd)}; it was made for another model"
         )
+
+
+def lora_weights(name: str, parameters: Mapping[str, Any]) -> int:
+    """How many weights a LoRA adapter has on the language model, where alone it is ever on.
+
+    Args:
+        name: the adapter's name in the model.
+        parameters: the model's, by name.
+    """
+    return sum(
+        weight.numel()
+        for key, weight in parameters.items()
+        if "language_model" in key and "lora_" in key and f".{name}." in key
+    )

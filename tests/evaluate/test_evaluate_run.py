@@ -20,8 +20,9 @@ class Scripted:
     stages = ("generate",)
     clip = ClipSettings(max_side=48)
 
-    def __init__(self, does=(), concurrency=1, name="scripted"):
+    def __init__(self, does=(), concurrency=1, name="scripted", local=True):
         self.does = list(does)
+        self.local = local
         self.concurrency = concurrency
         self.name = name
         self.down = None
@@ -42,6 +43,8 @@ class Scripted:
         self.asked.append(clip.path)
         await asyncio.sleep(0)
         does = self.does.pop(0) if self.does else "decide"
+        if does == "fill":
+            assert (b"\x01" * 200_000_000)[-1] == 1
         if does == "raise":
             raise RuntimeError("out of memory")
         if does == "interrupt":
@@ -155,3 +158,13 @@ def test_a_file_of_answers_that_is_none(samples, tmp_path):
     cache.write_text('{"video": "a", "answers": {"generate": {"id": "a", "outcome": "well"}}}\n')
     with pytest.raises(LogError, match=rf"{cache}:1: no answers"):
         run_system("a", Scripted(), samples, tmp_path)
+
+
+def test_peak_memory_is_kept_with_the_answers(samples, tmp_path):
+    less = run_system("a", Scripted(), samples[:1], tmp_path / "less").memory
+    first = run_system("a", Scripted(["decide", "fill"]), samples[:2], tmp_path).memory
+    assert first.host_bytes > less.host_bytes + 150_000_000
+    # what follows takes less, or asks nothing: the system's peak is the first run's
+    assert run_system("a", Scripted(), samples, tmp_path).memory == first
+    assert run_system("a", Scripted(), samples, tmp_path).memory == first
+    assert run_system("a", Scripted(local=False), samples, tmp_path / "else").memory is None

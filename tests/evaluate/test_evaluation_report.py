@@ -12,6 +12,7 @@ from safelens.evaluate import report as module
 from safelens.evaluate.answers import Answer
 from safelens.evaluate.cases import EvaluationError, pair
 from safelens.evaluate.errors import errors
+from safelens.evaluate.memory import PeakMemory
 from safelens.evaluate.metrics import measure
 from safelens.evaluate.report import MOST_ERRORS, markdown, page, write_report
 from safelens.evaluate.results import find_name, judge
@@ -92,7 +93,7 @@ def given(videos, tmp_path_factory):
     stages = {"screen": screen, "deliberate": deliberate, "cascade": cascade}
     runs = {
         "small": Run(stages, {}, 0, Thresholds(0.7), "escalate", KNOWS),
-        "plain": Run({"generate": plain}, {}, 0),
+        "plain": Run({"generate": plain}, {}, 0, memory=PeakMemory(host_bytes=2_500_000_000)),
     }
     return records, runs
 
@@ -128,6 +129,12 @@ def test_the_numbers_are_those_of_metrics(given, results, written, policy):
     assert own["seconds"] == pytest.approx(cascade["costs"]["seconds"]["mean"])
     assert told["comparison"]["first"] == "small/cascade"
     assert told["systems"]["plain"]["metrics"]["counts"]["unparsed"] == 1
+    assert told["systems"]["plain"]["memory"] == {"host_bytes": 2_500_000_000, "gpu_bytes": None}
+    [costs] = [table for table in all_tables(results) if table.title == "Cost per video"]
+    assert {row[0]: row[-2:] for row in costs.rows} == {
+        **dict.fromkeys(("small/cascade", "small/screen", "small/deliberate"), ("–", "–")),
+        "plain": ("2.50", "–"),
+    }
 
 
 def test_page_and_markdown_hold_the_same_tables(results, written):

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from safelens.evaluate.answers import Answer
+from safelens.evaluate.memory import PeakMemory
 from safelens.line_log import LineLog, LogError, claim
 
 Answers = Mapping[str, Answer]
@@ -25,7 +26,8 @@ class AnswerLog:
     """What one system said of each video: a file named by all that its answers depend on.
 
     A video goes by the SHA-256 of its file, so that it is the same under any name or id. Beside the file lies
-    `.run.json`, which tells in plain data what the answers depend on.
+    `.run.json`, which tells in plain data what the answers depend on. With an answer goes the most memory that
+    its run had taken by then.
 
     Args:
         folder: of such files.
@@ -33,6 +35,9 @@ class AnswerLog:
 
     Raises:
         LogError: the folder cannot be written.
+
+    Attributes:
+        peak: the most memory of all runs that are in the file; None where none measured it.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
@@ -41,6 +46,7 @@ class AnswerLog:
         self.path = folder / f"{digest}.jsonl"
         claim(self.path, json.loads(text))
         self._log = LineLog(self.path)
+        self.peak: PeakMemory | None = None
 
     def read(self) -> dict[str, Answers]:
         """All that is there: SHA-256 of a video to its answers; to be called before `add`.
@@ -54,6 +60,8 @@ class AnswerLog:
                 given: dict[str, Any] = line["answers"]
                 answers = {stage: Answer.model_validate(one) for stage, one in given.items()}
                 found[str(line["video"])] = answers
+                if "memory" in line:
+                    self._took(PeakMemory.model_validate(line["memory"]))
             except (KeyError, AttributeError, ValidationError) as error:
                 raise LogError(
                     f"{self.path}:{number}: no answers of a video; remove the line, and they are asked for "
@@ -61,18 +69,30 @@ class AnswerLog:
                 ) from error
         return found
 
-    def add(self, video: str, answers: Answers) -> None:
+    def add(self, video: str, answers: Answers, memory: PeakMemory | None = None) -> None:
         """Keep the answers on a video; they are in the file when this returns.
+
+        Args:
+            video: SHA-256 of its file.
+            answers: by stage.
+            memory: the most that the run took so far; None where it is not measured.
 
         Raises:
             LogError: the file cannot be written.
         """
-        dumped = {stage: _plain(answer) for stage, answer in answers.items()}
-        self._log.add(json.dumps({"video": video, "answers": dumped}, ensure_ascii=False))
+        line: dict[str, Any] = {"video": video}
+        line["answers"] = {stage: _plain(answer) for stage, answer in answers.items()}
+        if memory is not None:
+            line["memory"] = memory.model_dump()
+            self._took(memory)
+        self._log.add(json.dumps(line, ensure_ascii=False))
 
     def close(self) -> None:
         """Close the file."""
         self._log.close()
+
+    def _took(self, memory: PeakMemory) -> None:
+        self.peak = memory if self.peak is None else self.peak.or_more(memory)
 
 
 def write_answers(path: Path, answers: Iterable[Answer]) -> None:

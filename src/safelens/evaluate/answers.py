@@ -38,9 +38,9 @@ class Answer(BaseModel):
         evidence: When in the video.
         error: What went wrong, with what to do; set unless decided.
         seconds: Wall-clock time by stage ("decode", "screen", "caption", "deliberate", "request").
-        gflops: Floating-point operations in units of 1e9; None where they cannot be known.
-        prompt_tokens: Read by a language model.
-        generated_tokens: Written by one.
+        gflops: Floating-point operations in units of 1e9, of all models; None where they cannot be known.
+        prompt_tokens: Read by vision-language models; a captioner's are in `gflops` alone.
+        generated_tokens: Written by them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -42,6 +42,7 @@ class EndpointSystem:
     """
 
     stages: tuple[str, ...] = ("request",)
+    local = False
 
     def __init__(
         self,

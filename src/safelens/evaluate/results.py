@@ -15,6 +15,7 @@ from safelens.evaluate.cases import Cases, EvaluationError, Truth, pair
 from safelens.evaluate.compare import Comparison, compare
 from safelens.evaluate.cost import Costs, costs
 from safelens.evaluate.figures import Metrics
+from safelens.evaluate.memory import PeakMemory
 from safelens.evaluate.metrics import measure
 from safelens.evaluate.run import CASCADE, Run
 from safelens.evaluate.sweep import GRID, Sweep, sweep
@@ -38,6 +39,7 @@ class Judged:
         metrics: What is right.
         costs: What it costs, on the same videos.
         reliability: Of the confidences of decided answers, as they were given; None where one has none.
+        memory: The most that the whole system took; the same for all stages of a bundle.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Judged:
     metrics: Metrics
     costs: Costs
     reliability: tuple[Bin, ...] | None
+    memory: PeakMemory | None
 
     @property
     def final(self) -> bool:
@@ -63,6 +66,7 @@ class Judged:
             "thresholds": None if self.thresholds is None else asdict(self.thresholds),
             "metrics": self.metrics.to_dict(),
             "costs": asdict(self.costs),
+            "memory": None if self.memory is None else self.memory.model_dump(),
             "ece": None if bins is None else ece(bins),
             "reliability": None if bins is None else [asdict(b) for b in bins],
         }
@@ -193,7 +197,7 @@ def judge(
             given[name] = stages[stage]
             thresholds = run.thresholds if stage == CASCADE else None
             systems[name] = _judged(
-                name, stage, run.knows, thresholds, records, given[name], policy, truth
+                name, stage, run, thresholds, records, given[name], policy, truth
             )
         if run.thresholds is not None and run.outside_domain is not None and CASCADE in stages:
             sweeps[system] = sweep(
@@ -217,7 +221,7 @@ def judge(
 def _judged(
     name: str,
     stage: str,
-    knows: str | None,
+    run: Run,
     thresholds: Thresholds | None,
     records: Sequence[Record],
     answers: Mapping[str, Answer],
@@ -234,10 +238,11 @@ def _judged(
     return Judged(
         name=name,
         stage=stage,
-        knows=knows,
+        knows=run.knows,
         thresholds=thresholds,
         cases=cases,
         metrics=measure(records, answers, policy, truth=truth),
         costs=costs([case.answer for case in cases if case.answer is not None]),
         reliability=bins,
+        memory=run.memory,
     )

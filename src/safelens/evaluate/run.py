@@ -15,6 +15,7 @@ from pathlib import Path
 from safelens.data.records import Record
 from safelens.evaluate.answer_log import AnswerLog, Answers, write_answers
 from safelens.evaluate.answers import Answer
+from safelens.evaluate.memory import MemoryMeter, PeakMemory
 from safelens.evaluate.routing import OutsideDomain, route
 from safelens.evaluate.safelens_system import SafeLensSystem
 from safelens.evaluate.system import System, failed
@@ -66,6 +67,7 @@ class Run:
         thresholds: of a bundle.
         outside_domain: of a bundle.
         knows: what a bundle is limited to, in words for a reader; to be shown wherever its answers are.
+        memory: the most that the system took, in this run or in those that answered before; None of an endpoint.
     """
 
     answers: dict[str, list[Answer]]
@@ -74,6 +76,7 @@ class Run:
     thresholds: Thresholds | None = None
     outside_domain: OutsideDomain | None = None
     knows: str | None = None
+    memory: PeakMemory | None = None
 
 
 @dataclass
@@ -87,11 +90,13 @@ class _Asking:
     on_done: Callable[[], None]
     reader: VideoReader = field(init=False)
     decoding: asyncio.Lock = field(init=False)
+    meter: MemoryMeter | None = field(init=False)
 
     async def all(self, samples: Sequence[Sample]) -> None:
         options = ClipOptions(**self.system.clip.model_dump())
         queue = iter(samples)
         self.decoding = asyncio.Lock()
+        self.meter = MemoryMeter() if self.system.local else None
         with VideoReader(options) as self.reader:
             async with self.system, asyncio.TaskGroup() as group:
                 slots = asyncio.Semaphore(self.system.concurrency)
@@ -108,7 +113,7 @@ class _Asking:
             if reasons:
                 self.say(f"{sample.record.id}: {reasons[0]}")
             else:
-                self.log.add(sample.sha256, answers)
+                self.log.add(sample.sha256, answers, self.meter.read() if self.meter else None)
             self.on_done()
 
     async def _one(self, sample: Sample, slots: asyncio.Semaphore) -> Answers:
@@ -205,7 +210,7 @@ def run_system(
     files = {stage: out / "answers" / name / f"{stage}.jsonl" for stage in answers}
     for stage, file in files.items():
         write_answers(file, answers[stage])
-    return Run(answers, files, earlier, thresholds, outside, knows)
+    return Run(answers, files, earlier, thresholds, outside, knows, log.peak)
 
 
 def _named(system: System, sample: Sample, found: dict[str, Answers]) -> dict[str, Answer]:

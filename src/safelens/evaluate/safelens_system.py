@@ -32,7 +32,7 @@ class SafeLensSystem:
 
     The answer of "screen" costs what the cascade costs where S1's answer stands, that of "deliberate" what it
     costs where S2 is asked: screen and captions included, evidence only of what that answer flags. As in
-    verdicts, `gflops` and tokens are the vision-language models', without the captioner's.
+    verdicts, `gflops` are of all models, the captioner too, and tokens the vision-language models' alone.
 
     Args:
         where: names the system in messages.
@@ -55,6 +55,7 @@ class SafeLensSystem:
 
     concurrency = 1
     down: str | None = None
+    local = True
 
     def __init__(
         self,
@@ -176,17 +177,17 @@ def _ask(lens: SafeLens, clip: Clip, stages: Collection[str]) -> dict[str, Answe
 
 def _deliberate(lens: SafeLens, clip: Clip, s1: Screened, seconds: dict[str, float]) -> _Reached:
     captions: tuple[Caption, ...] = ()
+    others = [Spent()]
     if lens.captioner is not None:
         began = time.perf_counter()
-        [captions] = lens.captioner.describe([clip])
+        [captions] = lens.captioner.describe([clip], spent=others[0])
         seconds["caption"] = time.perf_counter() - began
     began = time.perf_counter()
-    others: list[Spent] = []
     if lens.deliberator.vlm is lens.screener.vlm:
         context = s1.context
     else:
         context = lens.deliberator.read_video(clip)
-        others = [context.spent]
+        others.append(context.spent)
     s2 = lens.deliberator.deliberate(context, captions, s1.scores)
     seconds["deliberate"] = time.perf_counter() - began
     fields = {

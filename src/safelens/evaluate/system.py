@@ -21,7 +21,7 @@ from safelens.video import Clip
 if TYPE_CHECKING:
     from safelens.vlm_cost import Spent
 
-SCHEMA = "safelens.answers/1"
+SCHEMA = "safelens.answers/2"
 """Of what systems make of a clip; a new one makes every earlier answer count as another system's."""
 
 
@@ -37,12 +37,14 @@ class System(Protocol):
         clip: how its clips are sampled.
         concurrency: how many clips it takes at a time.
         down: why it will answer nothing more, or None.
+        local: whether its models run in this process, whose memory then tells what it needs.
     """
 
     stages: tuple[str, ...]
     clip: ClipSettings
     concurrency: int
     down: str | None
+    local: bool
 
     def identity(self) -> dict[str, Any]:
         """All that its answers depend on besides the video, as plain data.

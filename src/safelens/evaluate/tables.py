@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from safelens.evaluate.cases import NON_ANSWERS
 from safelens.evaluate.cost import Costs
+from safelens.evaluate.memory import PeakMemory
 from safelens.evaluate.results import Compared, Results
 from safelens.evaluate.sweep import GRID, Sweep
 
@@ -258,7 +259,9 @@ def _costs(results: Results) -> Table:
     for name, judged in results.systems.items():
         c, s = judged.costs, judged.costs.seconds
         times = (s.mean, s.median, s.p95) if s else (None, None, None)
-        figures = (*times, c.gflops, c.prompt_tokens, c.generated_tokens)
+        peak = judged.memory or PeakMemory()
+        gigabytes = (n and n / 1e9 for n in (peak.host_bytes, peak.gpu_bytes))
+        figures = (*times, c.gflops, c.prompt_tokens, c.generated_tokens, *gigabytes)
         rows.append((name, *map(number, figures)))
     columns = (
         "System",
@@ -268,10 +271,13 @@ def _costs(results: Results) -> Table:
         "GFLOPs",
         "Prompt tokens",
         "Generated tokens",
+        "Peak memory, GB",
+        "Peak GPU memory, GB",
     )
     note = (
-        "Seconds on the machine that the answers were made on, decoding included. GFLOPs and tokens: mean, "
-        "of vision-language models; a bundle's captioner counts in seconds alone. Failed answers are not in."
+        "Seconds on the machine that the answers were made on, decoding included. Mean GFLOPs are of all models, "
+        "tokens of vision-language models: a bundle's captioner has none. Failed answers are not in. Peak memory: "
+        "of the process that ran the whole system, libraries included; on a GPU, of tensors."
     )
     return Table("Cost per video", note, columns, tuple(rows))
 

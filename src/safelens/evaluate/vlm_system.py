@@ -41,6 +41,7 @@ class VlmSystem:
     stages: tuple[str, ...] = ("generate",)
     concurrency = 1
     down: str | None = None
+    local = True
 
     def __init__(
         self,
