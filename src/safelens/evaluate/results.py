@@ -14,7 +14,7 @@ from safelens.evaluate.answers import Answer
 from safelens.evaluate.cases import Cases, EvaluationError, Truth, pair
 from safelens.evaluate.compare import Comparison, compare
 from safelens.evaluate.cost import Costs, costs
-from safelens.evaluate.figures import Metrics
+from safelens.evaluate.figures import Metrics, Rubric
 from safelens.evaluate.metrics import measure
 from safelens.evaluate.run import CASCADE, Run
 from safelens.evaluate.sweep import GRID, Sweep, sweep
@@ -38,6 +38,7 @@ class Judged:
         metrics: What is right.
         costs: What it costs, on the same videos.
         reliability: Of the confidences of decided answers, as they were given; None where one has none.
+        rubric: What a judge thinks of its explanations; None where none was asked, or none is there.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Judged:
     metrics: Metrics
     costs: Costs
     reliability: tuple[Bin, ...] | None
+    rubric: Rubric | None = None
 
     @property
     def final(self) -> bool:
@@ -65,6 +67,7 @@ class Judged:
             "costs": asdict(self.costs),
             "ece": None if bins is None else ece(bins),
             "reliability": None if bins is None else [asdict(b) for b in bins],
+            "rubric": None if self.rubric is None else asdict(self.rubric),
         }
 
 
