@@ -25,6 +25,8 @@ def good(messages):
     """What a good generator writes, from the last line that the prompt asks for."""
     if isinstance(messages[1]["content"], list):
         return judged(messages[1]["content"][-1]["text"])
+    if "conciseness" in messages[0]["content"]:
+        return graded(messages[1]["content"])
     guardrail = messages[1]["content"].rsplit("\n", 1)[1]
     return (
         "DESCRIPTION: Some people are seen in a place.\n"
@@ -45,8 +47,18 @@ def judged(question):
     return f"DESCRIPTION: A place.\nGUARDRAIL: {{{flags}}}\nEXPLANATION: It is shown."
 
 
+def graded(answer):
+    """The grades that an explanation asks for in its words, such as `GRADES 1 2 3`."""
+    grades = re.search(r"GRADES (\d+) (\d+) (\d+)", answer)
+    names = ("accuracy", "specificity", "conciseness")
+    numbers = map(int, grades.groups() if grades else (5, 6, 7))
+    return json.dumps(dict(zip(names, numbers, strict=True)))
+
+
 def lie(messages):
     text = good(messages)
+    if "accuracy" in text:
+        return text.replace("accuracy", "truth")
     return text.replace(": true", ": false") if ": true" in text else text.replace("false", "true")
 
 

@@ -17,6 +17,8 @@ from safelens.cli._progress import progress
 
 if TYPE_CHECKING:
     from safelens.data.records import Record
+    from safelens.evaluate.results import Results
+    from safelens.evaluate.rubric_judge import RubricJudge
     from safelens.evaluate.run import Run
     from safelens.evaluate.system import System
     from safelens.evaluate.tables import Table
@@ -52,8 +54,9 @@ def report(
     policy: Policy,
     out: Path,
     to_compare: tuple[str, str] | None,
-) -> None:
-    """Write the figures and the report, and print the most important of them.
+    grader: RubricJudge | None,
+) -> Results:
+    """Have explanations graded, write the figures and the report, and print the most important of them.
 
     Raises:
         OSError: a file cannot be written.
@@ -61,22 +64,31 @@ def report(
     from safelens.evaluate.cases import EvaluationError
     from safelens.evaluate.report import errors_shown, write_report
     from safelens.evaluate.results import judge
-    from safelens.evaluate.tables import comparison_table, overview
+    from safelens.evaluate.rubric_judge import explained
+    from safelens.evaluate.tables import comparison_table, overview, rubric_table
 
     try:
         results = judge(data.resolve().name, records, runs, policy, to_compare=to_compare)
     except EvaluationError as error:
         fail(f"the answers are kept, but give no figures: {error}", FAILED)
+    if grader is not None:
+        with progress(
+            "explanations", sum(len(explained(results, n)) for n in results.systems)
+        ) as bar:
+            results = grader.rate(results, say=bar.say, on_done=bar.advance)
     shown = sum(len(kind.worst) for _, found in errors_shown(results) for kind in found)
     with progress("report", shown) as bar:
         files = write_report(results, out, on_done=bar.advance)
     _print(overview(results))
     if results.compared is not None:
         _print(comparison_table(results.compared))
+    if any(judged.rubric for judged in results.systems.values()):
+        _print(rubric_table(results))
     for text, names in results.limits.items():
         typer.echo(f"limits of {', '.join(names)}: {text}")
     for name, file in files.items():
         typer.echo(f"{name}: {file}")
+    return results
 
 
 def _print(table: Table) -> None:

@@ -56,22 +56,31 @@ def evaluate(
             help="Also test whether A is better than B: systems of the file, SYSTEM or SYSTEM/STAGE.",
         ),
     ] = None,
+    judge: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="YAML",
+            help="Names a model behind an OpenAI-compatible endpoint that grades explanations.",
+        ),
+    ] = None,
 ) -> None:
     """Run systems over a data set, keep what they answer, and report how right it is and what it costs.
 
     Writes metrics.json, report.md and report.html. Of a bundle, S1 and S2 answer on every video, and the
     cascade at every tau follows from the two. A video that a system has answered on, under whatever name, is
-    not asked again; failures are. Exit code 0; 1: answers failed, they give no figures, or a file cannot be
-    written; 2: wrong use, or a system cannot be used; 130: interrupted: give the same command again to go on.
+    not asked again; failures are. With --judge, a model grades explanations from 1 to 10. Exit code 0; 1: answers
+    or grades failed, answers give no figures, or a file cannot be written; 2: wrong use, or a system cannot be used; 130: interrupted: give the same command again to go on.
     """
     from safelens.cli._evaluation import check_wanted, report
     from safelens.cli._inputs import read_data, warn_left_out
+    from safelens.evaluate.rubric_judge import read_judge
     from safelens.evaluate.system import SystemsError
     from safelens.evaluate.systems import build_systems, read_systems
     from safelens.line_log import LogError
 
     try:
         file = read_systems(systems).only(only or [])
+        grader = None if judge is None else read_judge(judge, out / "judge")
         read, used = read_data(data, videos_root, policy or "default")
         built = build_systems(file, used, keep_policies=policy is None)
         check_wanted(built, compare)
@@ -81,14 +90,16 @@ def evaluate(
             fail(f"{data} has no records")
         runs = _run(built, records, out)
         _tell(runs, out)
-        report(data, records, runs, used, out, compare)
+        results = report(data, records, runs, used, out, compare, grader)
     except SystemsError as error:
         fail(str(error))
     except (LogError, OSError) as error:
         fail(str(error), FAILED)
     except KeyboardInterrupt:
         fail("stopped; what is answered is kept: give the same command again", INTERRUPTED)
-    if any(a.outcome == "failed" for run in runs.values() for s in run.answers.values() for a in s):
+    ungraded = any(judged.rubric and judged.rubric.failed for judged in results.systems.values())
+    answers = [a for run in runs.values() for stage in run.answers.values() for a in stage]
+    if ungraded or any(answer.outcome == "failed" for answer in answers):
         raise typer.Exit(FAILED)
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from safelens.evaluate.spread import Spread
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -193,6 +195,76 @@ class GroupFigures:
 
 
 @dataclass(frozen=True)
+class Explanations:
+    """What explanations name, of violating videos whose truth is known in words (SafeWorld's).
+
+    Shares are None where there is nothing to count; see `explanations` for what is right.
+
+    Attributes:
+        videos: Violating, with such a truth; the next six add up to it.
+        right: Answers that flag a category which is violated.
+        wrong: Other decided answers.
+        undecided: As in `Counts`, and so the next three.
+        unparsed: No answer.
+        failed: No answer.
+        missing: No answer.
+        explained: Of the right, those with an explanation.
+        named: Share of the right whose explanation names what violates.
+        named_of_all: Share of all videos that are flagged rightly and whose explanation names it.
+        moment: Share of the right whose explanation names a right moment.
+        wrong_moment: Share of the right whose explanation names a wrong one.
+        no_moment: Share of the right whose explanation names none.
+        moment_of_all: Share of all videos that are flagged rightly, with a right moment.
+        moment_of_named: Share of right moments among explanations that name one.
+        by_chance: What the last would be if each named one of the video's frames at random.
+    """
+
+    videos: int
+    right: int
+    wrong: int
+    undecided: int
+    unparsed: int
+    failed: int
+    missing: int
+    explained: int
+    named: float | None
+    named_of_all: float | None
+    moment: float | None
+    wrong_moment: float | None
+    no_moment: float | None
+    moment_of_all: float | None
+    moment_of_named: float | None
+    by_chance: float | None
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """What a judge thinks of one system's explanations, each criterion over the graded ones.
+
+    Attributes:
+        judge: Its model's name.
+        graded: Explanations with grades; only they are in the figures below.
+        unparsed: Explanations whose grades could not be read, asked again and again.
+        failed: Explanations that the judge gave no answer on.
+        unexplained: Decided answers without an explanation; nothing to grade.
+        accuracy: Grades from 1 to 10.
+        specificity: Grades from 1 to 10.
+        conciseness: Grades from 1 to 10.
+        overall: The mean of an explanation's three grades.
+    """
+
+    judge: str
+    graded: int
+    unparsed: int
+    failed: int
+    unexplained: int
+    accuracy: Spread
+    specificity: Spread
+    conciseness: Spread
+    overall: Spread
+
+
+@dataclass(frozen=True)
 class Metrics:
     """All figures of one run of one system.
 
@@ -203,6 +275,7 @@ class Metrics:
         any_violation: Safe or not.
         scenarios: By `Record.scenario`, "category/subcategory"; records without one are not here.
         difficulties: By `Record.difficulty`, likewise.
+        explanations: What they name, on the videos where that can be known.
     """
 
     counts: Counts
@@ -211,6 +284,7 @@ class Metrics:
     any_violation: AnyViolation
     scenarios: dict[str, GroupFigures]
     difficulties: dict[str, GroupFigures]
+    explanations: Explanations
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, without NaN."""

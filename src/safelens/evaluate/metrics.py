@@ -25,6 +25,7 @@ from typing import Literal, NamedTuple
 from safelens.data.records import Record
 from safelens.evaluate.answers import Answer
 from safelens.evaluate.cases import NON_ANSWERS, Case, Cases, Truth, pair
+from safelens.evaluate.explanations import explanations
 from safelens.evaluate.figures import (
     AnyViolation,
     ClassFigures,
@@ -66,6 +67,7 @@ def measure(
         any_violation=any_violation(cases),
         scenarios=by(cases, "scenario"),
         difficulties=by(cases, "difficulty"),
+        explanations=explanations(cases),
     )
 
 

@@ -14,7 +14,7 @@ from safelens.evaluate.answers import Answer
 from safelens.evaluate.cases import Cases, EvaluationError, Truth, pair
 from safelens.evaluate.compare import Comparison, compare
 from safelens.evaluate.cost import Costs, costs
-from safelens.evaluate.figures import Metrics
+from safelens.evaluate.figures import Metrics, Rubric
 from safelens.evaluate.memory import PeakMemory
 from safelens.evaluate.metrics import measure
 from safelens.evaluate.run import CASCADE, Run
@@ -40,6 +40,7 @@ class Judged:
         costs: What it costs, on the same videos.
         reliability: Of the confidences of decided answers, as they were given; None where one has none.
         memory: The most that the whole system took; the same for all stages of a bundle.
+        rubric: What a judge thinks of its explanations; None where none was asked, or none is there.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Judged:
     costs: Costs
     reliability: tuple[Bin, ...] | None
     memory: PeakMemory | None
+    rubric: Rubric | None = None
 
     @property
     def final(self) -> bool:
@@ -69,6 +71,7 @@ class Judged:
             "memory": None if self.memory is None else self.memory.model_dump(),
             "ece": None if bins is None else ece(bins),
             "reliability": None if bins is None else [asdict(b) for b in bins],
+            "rubric": None if self.rubric is None else asdict(self.rubric),
         }
 
 

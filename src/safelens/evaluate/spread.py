@@ -13,12 +13,12 @@ from safelens.evaluate.cases import EvaluationError
 
 
 class Spread(TypedDict):
-    """One figure over runs.
+    """One figure over runs, or a grade over explanations.
 
     Attributes:
-        mean: Of the runs in which it is defined; None if none.
-        sd: Sample standard deviation (n - 1 in the denominator); None below two runs.
-        n: Runs in which it is defined.
+        mean: Of those in which it is defined; None if none.
+        sd: Sample standard deviation (n - 1 in the denominator); None below two.
+        n: In how many it is defined.
     """
 
     mean: float | None

@@ -18,26 +18,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from safelens.bundle import ClipSettings, packaged_bundles
 from safelens.bundle_parts import is_hub_id
 from safelens.evaluate.endpoint_system import EndpointSystem, Frames
+from safelens.evaluate.endpoints import Endpoint, Settings, open_client, read_document, said
 from safelens.evaluate.safelens_system import SafeLensSystem
 from safelens.evaluate.styles import StyleName
 from safelens.evaluate.system import System, SystemsError
 from safelens.evaluate.vlm_system import VlmSystem
 from safelens.policy import Policy
-from safelens.yaml_lines import Document, read_yaml
+from safelens.yaml_lines import Document
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SafeLensSettings(_Settings):
+class SafeLensSettings(Settings):
     """A bundle: answers of its two stages on every video."""
 
     kind: Literal["safelens"]
@@ -45,7 +42,7 @@ class SafeLensSettings(_Settings):
     """Name of a packaged bundle, directory or hub id."""
 
 
-class VlmSettings(_Settings):
+class VlmSettings(Settings):
     """A Qwen3-VL-like model, run here."""
 
     kind: Literal["vlm"]
@@ -59,28 +56,14 @@ class VlmSettings(_Settings):
     """Budget of an answer."""
 
 
-class EndpointSettings(_Settings):
+class EndpointSettings(Endpoint):
     """A model behind an OpenAI-compatible endpoint."""
 
     kind: Literal["openai"]
-    base_url: str
-    """Of the API; usually ends with /v1."""
-    model: str
-    """As the endpoint names it."""
     prompt: StyleName
-    api_key_env: str | None = None
-    """Environment variable that holds the API key."""
     frames: Frames = "images"
     """How frames are sent; "video" is for video models in vLLM."""
     clip: ClipSettings = ClipSettings()
-    max_new_tokens: int = Field(default=512, ge=1)
-    """Budget of an answer."""
-    concurrency: int = Field(default=8, ge=1)
-    """Most requests at a time."""
-    timeout_s: float = Field(default=300.0, gt=0, allow_inf_nan=False)
-    """For one whole answer."""
-    retries: int = Field(default=6, ge=0)
-    """Of a request whose failure may pass."""
 
 
 AnySettings = SafeLensSettings | VlmSettings | EndpointSettings
@@ -129,11 +112,7 @@ def read_systems(path: str | os.PathLike[str]) -> SystemsFile:
             with its line.
     """
     file = Path(path)
-    try:
-        document = read_yaml(file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise SystemsError(f"{file}: cannot be read ({reason}); expected a YAML file") from error
+    document = read_document(file)
     problems = [(line or 1, message) for line, message in document.problems]
     settings: dict[str, AnySettings] = {}
     if document.readable and not problems:
@@ -176,18 +155,7 @@ def _settings(name: str, value: Any) -> tuple[AnySettings | None, _Problems]:
     try:
         return kind.model_validate(value), []
     except ValidationError as error:
-        return None, [(e["loc"], _said(kind, e)) for e in error.errors()]
-
-
-def _said(kind: type[AnySettings], error: Any) -> str:
-    key = ".".join(map(str, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        inside = error["loc"][:-1] == ("clip",)
-        known = ClipSettings.model_fields if inside else kind.model_fields
-        return f"unknown key {key!r}; expected {', '.join(known)}"
-    if error["type"] == "missing":
-        return f"key {key!r} is missing; add it"
-    return f"{key}: {error['msg']}, found {error['input']!r}"
+        return None, [(e["loc"], said(kind, e)) for e in error.errors()]
 
 
 def build_systems(
@@ -247,33 +215,7 @@ def _build(
 
 
 def _endpoint(where: str, settings: EndpointSettings, policy: Policy) -> System:
-    try:
-        from safelens.chat_client import ChatClient
-        from safelens.chat_errors import EndpointStop
-    except ImportError as error:
-        raise SystemsError(
-            f"{where}: kind openai needs httpx2: pip install 'safelens[evaluate]'"
-        ) from error
-    key: str | None = None
-    if settings.api_key_env is not None:
-        key = os.environ.get(settings.api_key_env, "").strip()
-        if not key:
-            raise SystemsError(
-                f"{where}: api_key_env: the environment variable {settings.api_key_env} is not set; "
-                "set it to the endpoint's key"
-            )
-    try:
-        client = ChatClient(
-            settings.base_url,
-            settings.model,
-            cache=None,  # answers are kept by content, whatever gave them
-            api_key=key,
-            concurrency=settings.concurrency,
-            timeout_s=settings.timeout_s,
-            retries=settings.retries,
-        )
-    except EndpointStop as error:
-        raise SystemsError(f"{where}: {error}") from error
+    client = open_client(where, settings)  # without a cache: answers are kept whatever gave them
     return EndpointSystem(
         client,
         settings.prompt,

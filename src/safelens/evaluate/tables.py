@@ -12,6 +12,7 @@ from safelens.evaluate.cases import NON_ANSWERS
 from safelens.evaluate.cost import Costs
 from safelens.evaluate.memory import PeakMemory
 from safelens.evaluate.results import Compared, Results
+from safelens.evaluate.spread import Spread
 from safelens.evaluate.sweep import GRID, Sweep
 
 UNKNOWN = "–"
@@ -50,12 +51,16 @@ def number(value: float | None) -> str:
 
 
 def all_tables(results: Results) -> list[Table]:
-    """Every table of a run: overview, comparison, classes, flag, non-answers, costs, groups, sweeps."""
+    """Every table of a run: overview, comparison, classes, flag, non-answers, explanations, rubric, costs, groups, sweeps."""
     some = next(iter(results.systems.values())).metrics
     tables = [overview(results)]
     if results.compared is not None:
         tables.append(comparison_table(results.compared))
     tables += [_classes(results), _flag(results), _outcomes(results)]
+    if some.explanations.videos:
+        tables.append(_explanations(results))
+    if any(judged.rubric for judged in results.systems.values()):
+        tables.append(rubric_table(results))
     tables += [_costs(results), _stages(results)]
     if some.difficulties:
         tables.append(_groups(results, "difficulties", "By difficulty"))
@@ -252,6 +257,79 @@ def _outcomes(results: Results) -> Table:
     )
     columns = ("System", *(key.replace("_", " ").capitalize() for key in names))
     return Table("Answers and non-answers", note, columns, tuple(rows))
+
+
+def _explanations(results: Results) -> Table:
+    rows = []
+    for name, judged in results.systems.items():
+        if judged.stage == "screen":
+            continue  # S1 gives no reasons
+        e = judged.metrics.explanations
+        named = (e.named, e.named_of_all)
+        when = (e.moment, e.wrong_moment, e.no_moment, e.moment_of_all)
+        shares = (*named, *when, e.moment_of_named, e.by_chance)
+        none = " / ".join(str(getattr(e, key)) for key in NON_ANSWERS)
+        counts = (e.videos, e.right, e.wrong)
+        rows.append((name, *map(str, counts), none, str(e.explained), *map(percent, shares)))
+    columns = (
+        "System",
+        "Violating",
+        "Rightly flagged",
+        "Otherwise",
+        " / ".join(NON_ANSWERS).capitalize(),
+        "Explained",
+        "Names it %",
+        "Names it, of all %",
+        "Right moment %",
+        "Wrong moment %",
+        "No moment %",
+        "Right moment, of all %",
+        "Right, of moments %",
+        "By chance %",
+    )
+    note = (
+        "Violating videos whose truth is known in words and seconds. Of the rightly flagged: whether the "
+        "explanation names the object, act or on-screen text that violates, and a moment at which it is "
+        "visible. Of all: flagged rightly and named, of all the violating. Of moments: right ones among the "
+        "explanations that name one; by chance: the same of a random frame. Without an explanation nothing "
+        "is named."
+    )
+    return Table("Do explanations name what violates, and when?", note, columns, tuple(rows))
+
+
+def rubric_table(results: Results) -> Table:
+    """A judge's grades, a row a system that explains; there must be one."""
+    rows = []
+    for name, judged in results.systems.items():
+        if (r := judged.rubric) is None:
+            continue
+        grades = (r.overall, r.accuracy, r.specificity, r.conciseness)
+        counts = (r.graded, r.unparsed, r.failed, r.unexplained)
+        rows.append((name, *map(_spread, grades), *map(str, counts)))
+    columns = (
+        "System",
+        "Overall",
+        "Accuracy",
+        "Specificity",
+        "Conciseness",
+        "Graded",
+        "Unparsed",
+        "Failed",
+        "Unexplained",
+    )
+    judge = next(j.rubric.judge for j in results.systems.values() if j.rubric)
+    note = (
+        f"Grades from 1 to 10 by {judge}, which reads the truth and the explanation and sees no video: mean "
+        "± standard deviation over explanations. Overall: the mean of the three. Unparsed: the judge's answers "
+        "were no grades; failed: it gave none. Neither is in the means. Unexplained: decided without a reason."
+    )
+    return Table("Explanations by a judge's rubric", note, columns, tuple(rows))
+
+
+def _spread(value: Spread) -> str:
+    if value["mean"] is None:
+        return UNKNOWN
+    return f"{value['mean']:.2f}" + ("" if value["sd"] is None else f" ± {value['sd']:.2f}")
 
 
 def _costs(results: Results) -> Table:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -61,6 +62,14 @@ def split_of(seed: int, index: int) -> Split:
 def clip_id(seed: int, index: int, *, twin: bool = False) -> str:
     """A clip's id, which is also the stem of its file."""
     return f"sw{seed}-{index:06d}" + ("-twin" if twin else "")
+
+
+def scene_of(name: str) -> Scene | None:
+    """The scene whose clip has this id, as `clip_id` writes it; None if it is no such id."""
+    if (match := re.fullmatch(r"sw(\d+)-(\d{6,})(-twin)?", name, re.ASCII)) is None:
+        return None
+    scene = sample_scene(int(match[1]), int(match[2]))
+    return scene.twin() if match[3] else scene
 
 
 def write_dataset(
