@@ -284,10 +284,7 @@ def _text_loss(turns: Turns, texts: Sequence[tuple[str, str]]) -> torch.Tensor:
         batch_first=True,
         padding_value=vlm.tokenizer.pad_token_id,
     ).to(vlm.device)
-    positions = torch.arange(ids.shape[1], device=vlm.device).view(1, 1, -1)
-    hidden = vlm.model.model(
-        input_ids=ids, position_ids=positions.expand(3, len(ids), -1)
-    ).last_hidden_state
+    hidden = vlm.run(vlm.text_inputs(ids, 0))
     spans = [(len(prompt), len(prompt) + len(answer)) for prompt, answer in pairs]
     return answer_loss(vlm, hidden, ids, spans)
 
