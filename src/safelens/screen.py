@@ -274,9 +274,10 @@ def domain_features(prefilled: Prefilled, row: int, patch: PatchShape) -> np.nda
     """What the domain guard looks at: how the clip looks to the vision tower.
 
     Of the tower's output, mean and standard deviation over the video's tokens. Of the patches that it
-    was given, quantiles of contrast within a patch and of change between the frames of a patch, and
-    mean and standard deviation of each colour: a tower that has only ever seen one kind of picture
-    maps others into the same space, and may lose just what sets them apart.
+    was given, quantiles of contrast within a patch and of change between the frames of a patch (where
+    patches have one frame: between neighbouring frames), and mean and standard deviation of each colour:
+    a tower that has only ever seen one kind of picture maps others into the same space, and may lose just
+    what sets them apart.
 
     Args:
         prefilled: the batch.
@@ -290,7 +291,7 @@ def domain_features(prefilled: Prefilled, row: int, patch: PatchShape) -> np.nda
     pixels = prefilled.pixels(row).cpu().double().view(-1, *patch)
     quantiles = torch.tensor(_QUANTILES, dtype=torch.float64)
     contrast = pixels.std((3, 4)).mean((1, 2)).quantile(quantiles)
-    change = (pixels[:, :, -1] - pixels[:, :, 0]).abs().mean((1, 2, 3)).quantile(quantiles)
+    change = _changes(pixels, len(prefilled.blocks(row))).abs().mean((1, 2, 3)).quantile(quantiles)
     pooled = (
         vision.mean(0),
         vision.std(0, correction=0),
@@ -300,3 +301,10 @@ def domain_features(prefilled: Prefilled, row: int, patch: PatchShape) -> np.nda
         pixels.std((0, 2, 3, 4)),
     )
     return torch.cat(pooled).numpy()
+
+
+def _changes(pixels: torch.Tensor, steps: int) -> torch.Tensor:
+    """What moves in patches (N, C, T, h, w) of as many steps in time, shape (M, C, h, w)."""
+    if pixels.shape[2] > 1 or steps == 1:
+        return pixels[:, :, -1] - pixels[:, :, 0]
+    return pixels[:, :, 0].unflatten(0, (steps, -1)).diff(dim=0).flatten(0, 1)

@@ -10,11 +10,43 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import DynamicCache
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
 
 from safelens.vlm_cost import Spent
 from safelens.vlm_inputs import EncodedVideo
+
+
+class ConvolutionLayer(LinearAttentionLayer):
+    """What a short convolution has been given, token by token, shape (B, D, L).
+
+    The library keeps the last few inputs, all that the next token needs; such a state cannot be cut by
+    token, and padding enters it. With every input kept, a convolution's cache is cut, forked, cropped
+    and padded as keys and values are. LFM2.5-VL-450M so keeps 10,240 numbers a token beside its
+    attention layers' 6,144; Qwen3-VL-2B keeps 57,344.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.record_past = True  # the library then always asks `update_conv_state`
+
+    def update_conv_state(
+        self,
+        conv_states: torch.Tensor,
+        state_idx: int = 0,
+        conv_kernel_size: int | None = None,
+        **_: Any,
+    ) -> torch.Tensor:
+        """Called by the convolution: keeps its new inputs, gives them behind those that it still reaches."""
+        past = self.conv_states[0]
+        kept = conv_states if past is None else torch.cat([past, conv_states], dim=2)
+        self.conv_states[0] = kept
+        self.has_previous_state[0] = True
+        reach = (conv_kernel_size or 1) - 1
+        return kept[:, :, -(conv_states.shape[2] + reach) :]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take tokens off the end; their number is negative, as for the library's other layers."""
+        self.conv_states[0] = self.conv_states[0][:, :, :tokens_to_remove]
 
 
 @dataclass
@@ -34,7 +66,10 @@ class Context:
     @classmethod
     def empty(cls, config: Any) -> Context:
         """Nothing read yet, by a model of this configuration."""
-        return cls(DynamicCache(config=config), 0)
+        text = config.get_text_config()
+        types = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+        layers = [ConvolutionLayer() if kind == "conv" else DynamicLayer() for kind in types]
+        return cls(Cache(layers=layers), 0)
 
     @property
     def length(self) -> int:
@@ -133,11 +168,24 @@ class Prefilled:
 
 
 def _states(cache: Cache) -> list[tuple[torch.Tensor, ...]]:
-    """What each layer holds, all of it with rows in dimension 0 and tokens in 2: keys and values."""
+    """What each layer holds, all of it with rows in dimension 0 and tokens in 2."""
     layers: list[Any] = cache.layers
-    return [(layer.keys, layer.values) for layer in layers]
+    return [
+        (layer.conv_states[0],)
+        if isinstance(layer, ConvolutionLayer)
+        else (layer.keys, layer.values)
+        for layer in layers
+    ]
 
 
 def _cache_of(layers: Iterable[Sequence[torch.Tensor]]) -> Cache:
     """A cache that holds such states."""
-    return DynamicCache(tuple(states) for states in layers)
+    found: list[Any] = []
+    for states in layers:
+        if len(states) == 1:
+            found.append(ConvolutionLayer())
+            found[-1].update_conv_state(states[0])
+        else:
+            found.append(DynamicLayer())
+            found[-1].update(*states)
+    return Cache(layers=found)

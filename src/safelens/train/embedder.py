@@ -83,7 +83,8 @@ class Turns:
     def caption(self, caption: Caption, *, first: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """A turn that asks what is seen at one moment; ``first`` if it directly follows the video."""
         chat = self.vlm.layout(DESCRIBE.format(caption.time_s))
-        opening = "" if first else "\n" + self.vlm.layout("").head
+        turn = self.vlm.layout("").head.removeprefix(self.vlm.tokenizer.bos_token or "")
+        opening = "" if first else "\n" + turn
         prompt = self.vlm.ids(opening + chat.tail + chat.closing)
         return prompt, torch.cat([self.vlm.ids(caption.text), self._end])
 
