@@ -269,6 +269,20 @@ def test_passes_cost_what_is_counted(loaded, clips, name):
     assert head_flops(text, 1) < total
 
 
+@pytest.mark.parametrize("name", ["internvl", "lfm2_vl"])
+def test_bfloat16_runs_and_is_close(loaded, family_dirs, clips, name):
+    half = VisionLanguageModel.load(family_dirs[name], dtype=torch.bfloat16, frame_pixels=48 * 48)
+    found = []
+    for vlm in (half, loaded[name]):
+        head = vlm.prefill_text("A policy.")
+        prefilled = vlm.prefill_videos(head, encoded(vlm, clips[2:4]), " What is seen?")
+        found.append((prefilled.hidden[0], vlm.extend(prefilled.context(0), vlm.ids(REST))[0]))
+    for ours, exact in zip(*found, strict=True):
+        assert ours.dtype == torch.bfloat16
+        n = min(len(ours), len(exact))
+        assert torch.cosine_similarity(ours[:n].float(), exact[:n], dim=-1).mean() > 0.9
+
+
 def test_models_of_other_families_are_refused_by_name(loaded, tmp_path):
     """A Qwen3.5's linear attention keeps a state that cannot be cut; a LLaVA is of no family here."""
     from transformers import LlavaConfig, LlavaForConditionalGeneration

@@ -75,12 +75,20 @@ class GradientCollector:
     Args:
         vlm: The model; its weights are left alone and get no gradient.
         head: The text that all samples begin with, as in `VisionLanguageModel.layout`.
+
+    Raises:
+        ValueError: The model's last block has no attention.
     """
 
     def __init__(self, vlm: VisionLanguageModel, head: str) -> None:
         self._vlm = vlm
         language = vlm.model.model.language_model
         self._block: nn.Module = language.layers[-1]
+        if not hasattr(self._block, "self_attn"):
+            raise ValueError(
+                f"the last block of a {type(vlm.model).__name__} has no attention, through which a "
+                "shared head is differentiated; use a model of Qwen3-VL or InternVL"
+            )
         self._norm: nn.Module = language.norm
         self.layers: dict[str, nn.Linear] = {
             name: module

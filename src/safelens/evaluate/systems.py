@@ -46,7 +46,7 @@ class SafeLensSettings(_Settings):
 
 
 class VlmSettings(_Settings):
-    """A Qwen3-VL-like model, run here."""
+    """A vision-language model, run here."""
 
     kind: Literal["vlm"]
     model: str
