@@ -29,6 +29,13 @@ class ConvolutionLayer(LinearAttentionLayer):
         super().__init__()
         self.record_past = True  # the library then always asks `update_conv_state`
 
+    @property
+    def inputs(self) -> torch.Tensor:
+        """All that was given, shape (B, D, L)."""
+        kept = self.conv_states[0]
+        assert kept is not None
+        return kept
+
     def update_conv_state(
         self,
         conv_states: torch.Tensor,
@@ -46,7 +53,7 @@ class ConvolutionLayer(LinearAttentionLayer):
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take tokens off the end; their number is negative, as for the library's other layers."""
-        self.conv_states[0] = self.conv_states[0][:, :, :tokens_to_remove]
+        self.conv_states[0] = self.inputs[:, :, :tokens_to_remove]
 
 
 @dataclass
@@ -68,7 +75,9 @@ class Context:
         """Nothing read yet, by a model of this configuration."""
         text = config.get_text_config()
         types = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
-        layers = [ConvolutionLayer() if kind == "conv" else DynamicLayer() for kind in types]
+        layers: list[Any] = [
+            ConvolutionLayer() if kind == "conv" else DynamicLayer() for kind in types
+        ]
         return cls(Cache(layers=layers), 0)
 
     @property
@@ -171,9 +180,7 @@ def _states(cache: Cache) -> list[tuple[torch.Tensor, ...]]:
     """What each layer holds, all of it with rows in dimension 0 and tokens in 2."""
     layers: list[Any] = cache.layers
     return [
-        (layer.conv_states[0],)
-        if isinstance(layer, ConvolutionLayer)
-        else (layer.keys, layer.values)
+        (layer.inputs,) if isinstance(layer, ConvolutionLayer) else (layer.keys, layer.values)
         for layer in layers
     ]
 
