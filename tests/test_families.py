@@ -1,11 +1,14 @@
 """Every family against the library's own model: one run over the whole sequence, without a cache."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
+from safelens.bundle_parts import model_config
 from safelens.screen import Screener, domain_features, domain_width, layout_of
 from safelens.train.reasoner import add_adapter
 from safelens.vlm import Context, ModelLoadError, VisionLanguageModel
@@ -284,7 +287,7 @@ def test_bfloat16_runs_and_is_close(loaded, family_dirs, clips, name):
 
 
 def test_models_of_other_families_are_refused_by_name(loaded, tmp_path):
-    """A Qwen3.5's linear attention keeps a state that cannot be cut; a LLaVA is of no family here."""
+    """Linear attention keeps a state that cannot be cut; a LLaVA is of no family here."""
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
@@ -296,8 +299,16 @@ def test_models_of_other_families_are_refused_by_name(loaded, tmp_path):
         )
     )
     processor = loaded["qwen3_vl"].processor
-    with pytest.raises(ModelLoadError, match=r"'llava'.* use a model of Qwen3-VL, InternVL"):
+    refused = r"model type 'llava' is of no family that can be run; use a Qwen3-VL, an InternVL"
+    with pytest.raises(ModelLoadError, match=f"^LlavaForConditionalGeneration: {refused}"):
         VisionLanguageModel(other, processor)
+    other.config.save_pretrained(tmp_path)  # refused before weights are looked for
+    with pytest.raises(ModelLoadError, match=refused):
+        VisionLanguageModel.load(tmp_path)
+    for name in ("model.safetensors", "tokenizer.json", "processor_config.json"):
+        (tmp_path / name).touch()
+    _, _, problem = model_config(str(tmp_path), "vision-language model")
+    assert re.search(refused, problem)
     hybrid = loaded["lfm2_vl"].model
     types = hybrid.config.text_config.layer_types
     hybrid.config.text_config.layer_types = ["linear_attention", *types[1:]]

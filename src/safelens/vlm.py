@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoProcessor
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import PreTrainedModel
 
-from safelens.families import KNOWN, family_of
+from safelens.families import family_of, refusal
 from safelens.vlm_cache import Context, Prefilled
 from safelens.vlm_cost import Spent, head_flops
 from safelens.vlm_inputs import ChatLayout, EncodedVideo, VideoRows, render_chat
@@ -97,11 +97,8 @@ class VisionLanguageModel:
             dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         with loading(source) as (name, local):
             config = AutoConfig.from_pretrained(name, local_files_only=local)
-            if not hasattr(config, "vision_config"):
-                raise ModelLoadError(
-                    f"{source}: model type {config.model_type!r} has no vision tower; "
-                    f"use a model of {KNOWN}"
-                )
+            if reason := refusal(config):
+                raise ModelLoadError(f"{source}: {reason}")
             processor = AutoProcessor.from_pretrained(name, local_files_only=local)
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 name, dtype=dtype, local_files_only=local, output_loading_info=True

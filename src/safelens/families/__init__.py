@@ -10,12 +10,29 @@ from safelens.families.lfm2_vl import Lfm2Vl
 from safelens.families.qwen3_vl import Qwen3Vl
 from safelens.vlm_loading import ModelLoadError
 
-__all__ = ["KNOWN", "Family", "family_of"]
+__all__ = ["Family", "family_of", "refusal"]
 
-KNOWN = "Qwen3-VL, InternVL (-hf) or LFM2-VL"
-"""The families that there are, in words."""
+_FAMILIES: dict[str, type[Family]] = {
+    "qwen3_vl": Qwen3Vl,
+    "qwen3_vl_moe": Qwen3Vl,
+    "internvl": InternVl,
+    "lfm2_vl": Lfm2Vl,
+}
+_ADVICE = "use a Qwen3-VL, an InternVL (-hf) or an LFM2-VL"
 
-_IMAGES: dict[str, type[Family]] = {"internvl": InternVl, "lfm2_vl": Lfm2Vl}
+
+def refusal(config: Any) -> str | None:
+    """Why models of a configuration cannot be run, and what to use; None where they can."""
+    kind = f"model type {config.model_type!r}"
+    if not hasattr(config, "vision_config"):
+        return f"{kind} has no vision tower; {_ADVICE}"
+    if config.model_type not in _FAMILIES:
+        return f"{kind} is of no family that can be run; {_ADVICE}"
+    layers = set(getattr(config.get_text_config(), "layer_types", None) or ())
+    if others := layers - {"full_attention", "conv"}:
+        names = ", ".join(sorted(others))
+        return f"{kind} has layers of type {names}, whose cache cannot be cut by token; {_ADVICE}"
+    return None
 
 
 def family_of(model: Any, processor: Any) -> Family:
@@ -24,15 +41,6 @@ def family_of(model: Any, processor: Any) -> Family:
     Raises:
         ModelLoadError: it is of no family that is known, or its cache could not be cut by token.
     """
-    kind = model.config.model_type
-    name = f"{type(model).__name__} (model type {kind!r})"
-    qwen = hasattr(model, "model") and hasattr(model.model, "get_rope_index")
-    if kind not in _IMAGES and not qwen:
-        raise ModelLoadError(f"{name} is of no family that can be run; use a model of {KNOWN}")
-    layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-    if others := layers - {"full_attention", "conv"}:
-        raise ModelLoadError(
-            f"{name} has layers of type {', '.join(sorted(others))}, whose cache cannot be cut by "
-            f"token; use a model of {KNOWN}"
-        )
-    return _IMAGES.get(kind, Qwen3Vl)(model, processor)
+    if reason := refusal(model.config):
+        raise ModelLoadError(f"{type(model).__name__}: {reason}")
+    return _FAMILIES[model.config.model_type](model, processor)
