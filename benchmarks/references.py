@@ -59,14 +59,10 @@ class SampleLosses(nn.Module):
             start, [e.video for e in batch], [torch.cat(e.turns[0]) for e in batch]
         )
         ids = torch.cat([self._head.expand(len(batch), -1), found.ids], dim=1)
-        before = torch.arange(start, device=ids.device).expand(3, len(batch), -1)
-        hidden = self.model.model(
-            input_ids=ids,
-            position_ids=torch.cat([before, found.positions], dim=2),
-            pixel_values_videos=found.pixels,
-            video_grid_thw=found.grids,
-            use_cache=False,
-        ).last_hidden_state
+        before = self._vlm.text_inputs(ids[:, :start], 0)["position_ids"]
+        positions = torch.cat([before, found.inputs["position_ids"]], dim=-1)
+        inputs = found.inputs | {"input_ids": ids, "position_ids": positions}
+        hidden = self.model.model(**inputs, use_cache=False).last_hidden_state
         ends = [start + length for length in found.lengths]
         return torch.stack(
             [

@@ -90,6 +90,19 @@ def vlm_dir(small_vlm, tokenizer_dir) -> Path:
 
 
 @pytest.fixture(scope="session")
+def family_dirs(vlm_dir, tokenizer_dir) -> dict[str, Path]:
+    """A small random model of each family with its processor."""
+    from small_families import internvl, lfm2_vl, save
+
+    base = tokenizer_dir.parent
+    return {
+        "qwen3_vl": vlm_dir,
+        "internvl": save(internvl, tokenizer_dir, base / "internvl"),
+        "lfm2_vl": save(lfm2_vl, tokenizer_dir, base / "lfm2_vl"),
+    }
+
+
+@pytest.fixture(scope="session")
 def captioner_dir(tokenizer_dir) -> Path:
     """A small random Florence-2 with its processor."""
     from safelens.train.tiny_models import build_captioner

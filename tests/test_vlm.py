@@ -6,11 +6,12 @@ import torch
 from transformers import AutoModelForImageTextToText, DynamicCache
 
 from safelens import prompts
+from safelens.families.qwen3_vl import Qwen3Vl
 from safelens.screen import layout_of
 from safelens.vlm import ModelLoadError, VisionLanguageModel
 from safelens.vlm_cache import Context
 from safelens.vlm_cost import Spent
-from safelens.vlm_inputs import VIDEO_PLACEHOLDER, fit_frames, step_times
+from safelens.vlm_inputs import fit_frames, step_times
 
 torch.set_num_threads(1)
 CONTINUATION = "GUARDRAIL: no category is violated.\nThe video shows a park"
@@ -23,8 +24,8 @@ def by_library(vlm, clip, text):
     Some releases of the library (5.23) put the blocks of frames inside the placeholder's own
     vision_start and vision_end, which Qwen's processor replaces; given the bare token, all agree.
     """
-    text = text.replace(VIDEO_PLACEHOLDER, "<|video_pad|>")
-    frames = fit_frames(clip.frames, vlm.frame_pixels, vlm._factor)
+    text = text.replace(Qwen3Vl.placeholder, "<|video_pad|>")
+    frames = fit_frames(clip.frames, vlm.frame_pixels, vlm.family.factor)
     metadata = {
         "total_num_frames": 100_000,
         "fps": 1000.0,
@@ -95,7 +96,7 @@ def test_timestamps_and_pixels_are_those_of_the_library(vlm, make_clip):
     for times in ([0.0, 0.0], [0.0, 1.25, 2.5], [0.04, 0.96, 1.98, 3.0, 59.99], [0.0, 3599.5]):
         clip = make_clip(2, len(times), 40, 60, timestamps=np.array(times))
         (video,) = vlm.encode_videos([clip.frames], [clip.timestamps])
-        inputs = by_library(vlm, clip, VIDEO_PLACEHOLDER)
+        inputs = by_library(vlm, clip, Qwen3Vl.placeholder)
         assert video.ids.tolist() == inputs["input_ids"][0].tolist()
         assert torch.equal(video.pixels, inputs["pixel_values_videos"])
         text = vlm.tokenizer.decode(video.ids)

@@ -100,11 +100,7 @@ def model_config(source: str, kind: Kind) -> tuple[Any, str | None, str | None]:
         except (OSError, ValueError, KeyError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             return None, None, f"{folder / 'config.json'}: not a model's configuration: {reason}"
-        return (
-            (config, None, None)
-            if _is(config, kind)
-            else (None, None, _other(source, config, kind))
-        )
+        return _checked(source, config, kind)
     if not is_hub_id(source):
         return None, None, _absent(source)
     try:
@@ -115,7 +111,7 @@ def model_config(source: str, kind: Kind) -> tuple[Any, str | None, str | None]:
             return None, None, problem
         if not reached:
             return None, f"{source}: not checked: the hub cannot be reached", None
-    return (config, None, None) if _is(config, kind) else (None, None, _other(source, config, kind))
+    return _checked(source, config, kind)
 
 
 def missing_files(folder: Path) -> list[str]:
@@ -171,13 +167,16 @@ def _hub_config(name: str) -> tuple[Any, str | None, bool]:
         return None, None, False
 
 
-def _is(config: Any, kind: Kind) -> bool:
-    florence = config.model_type == "florence2"
-    return florence if kind == "Florence-2" else not florence and hasattr(config, "vision_config")
+def _checked(source: str, config: Any, kind: Kind) -> tuple[Any, None, str | None]:
+    """As `model_config`, of a configuration that has been read."""
+    from safelens.families import refusal
 
-
-def _other(source: str, config: Any, kind: Kind) -> str:
-    return f"{source}: holds a model of type {config.model_type!r}; expected a {kind}"
+    if kind == "vision-language model":
+        reason = refusal(config)
+    else:
+        reason = f"holds a model of type {config.model_type!r}; expected a Florence-2"
+        reason = None if config.model_type == "florence2" else reason
+    return (None, None, f"{source}: {reason}") if reason else (config, None, None)
 
 
 def _probe_problems(parts: Parts, width: int | None) -> list[str]:

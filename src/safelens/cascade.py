@@ -165,7 +165,7 @@ class SafeLens:
         layout: Layout = "policy_first",
         device: str | None = None,
     ) -> SafeLens:
-        """Build from any Qwen3-VL-like model, without probe or training.
+        """Build from any model of the `families`, without probe or training.
 
         Args:
             model: hub id or directory.

@@ -38,9 +38,9 @@ def domain_features(prefilled: Prefilled, row: int, patch: PatchShape) -> np.nda
     """What the domain guard looks at.
 
     Of the tower's output, mean and standard deviation over the video's tokens. Of the patches that it
-    was given, quantiles of contrast within a patch and of change between the frames of a patch, mean and
-    standard deviation of each colour, quantiles of brightness and saturation, and how few colours fill
-    a picture. A tower that has only ever seen one kind of picture maps others into the same space, and
+    was given, quantiles of contrast within a patch and of change between the frames of a patch (where patches
+    have one frame: between neighbouring frames), mean and standard deviation of each colour, quantiles of
+    brightness and saturation, and how few colours fill a picture. A tower that has only ever seen one kind of picture maps others into the same space, and
     may lose just what sets them apart.
 
     Args:
@@ -53,8 +53,9 @@ def domain_features(prefilled: Prefilled, row: int, patch: PatchShape) -> np.nda
     """
     vision = prefilled.vision[row].cpu().double()
     pixels = prefilled.pixels(row).cpu().double().view(-1, *patch)
+    steps = len(prefilled.blocks(row))
     contrast = pixels.std((3, 4)).mean((1, 2))
-    change = (pixels[:, :, -1] - pixels[:, :, 0]).abs().mean((1, 2, 3))
+    change = _changes(pixels, steps).abs().mean((1, 2, 3))
     pooled = (
         vision.mean(0),
         vision.std(0, correction=0),
@@ -62,16 +63,23 @@ def domain_features(prefilled: Prefilled, row: int, patch: PatchShape) -> np.nda
         _quantiles(change, _CONTRAST),
         pixels.mean((0, 2, 3, 4)),
         pixels.std((0, 2, 3, 4)),
-        _colours(pixels[..., ::_STRIDE, ::_STRIDE], prefilled.steps(row)),
+        _colours(pixels[..., ::_STRIDE, ::_STRIDE], steps),
     )
     return torch.cat(pooled).numpy()
+
+
+def _changes(pixels: torch.Tensor, steps: int) -> torch.Tensor:
+    """What moves in patches (N, C, T, h, w) of as many steps in time, shape (M, C, h, w)."""
+    if pixels.shape[2] > 1 or steps == 1:
+        return pixels[:, :, -1] - pixels[:, :, 0]
+    return pixels[:, :, 0].unflatten(0, (steps, -1)).diff(dim=0).flatten(0, 1)
 
 
 def _colours(pixels: torch.Tensor, steps: int) -> torch.Tensor:
     """Quantiles of brightness and saturation; entropy and the most common colours of a step's palette.
 
     Args:
-        pixels: (patches, 3, frames, height, width), -1 to 1 as Qwen3-VL's processor makes them.
+        pixels: (patches, 3, frames, height, width); -1 to 1 as Qwen3-VL's processor makes them, cut beyond.
         steps: temporal steps that the patches belong to, one after the other.
     """
     rgb = (pixels.clamp(-1, 1) + 1) / 2

@@ -1,14 +1,14 @@
 """The vision-language model: prefill and continue a cache, hidden states, guided decoding.
 
-Knows Hugging Face models of the Qwen3-VL kind, their chat template, their rotary positions and their
-adapters. Knows nothing of policies, probes or verdicts: it is handed texts and frames.
+Knows Hugging Face models, their chat template and their adapters; what differs from family to family
+is the matter of `families`. Knows nothing of policies, probes or verdicts: it is handed texts and frames.
 
 A prompt is laid out so that everything that repeats comes first (see docs/architecture.md)::
 
     [ head ........ | video ........ | tail ........ | continuation ........ ]
       once per policy  once per video   S1 reads here   S2 continues here
 
-Rotary positions are always passed explicitly. The model object keeps a mutable ``rope_deltas`` that
+Rotary positions are always passed explicitly. A Qwen3-VL keeps a mutable ``rope_deltas`` that
 silently spoils a continued cache when it is stale; with explicit positions it is never read.
 """
 
@@ -16,25 +16,20 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoProcessor, DynamicCache
+from transformers import AutoConfig, AutoProcessor
+from transformers.cache_utils import Cache
 from transformers.modeling_utils import PreTrainedModel
 
+from safelens.families import family_of, refusal
 from safelens.vlm_cache import Context, Prefilled
-from safelens.vlm_cost import Spent, adapter_flops, head_flops, language_flops, vision_flops
-from safelens.vlm_inputs import (
-    ChatLayout,
-    EncodedVideo,
-    VideoRows,
-    encode_blocks,
-    fit_frames,
-    render_chat,
-)
+from safelens.vlm_cost import Spent, adapter_flops, head_flops
+from safelens.vlm_inputs import ChatLayout, EncodedVideo, VideoRows, render_chat
 from safelens.vlm_loading import (
     ModelLoadError,
     adapter_weights,
@@ -48,15 +43,18 @@ __all__ = ["Context", "EncodedVideo", "ModelLoadError", "Prefilled", "VisionLang
 
 
 class VisionLanguageModel:
-    """A Qwen3-VL-like model with a cache that can be forked and continued.
+    """A model with a cache that can be forked and continued.
 
     All methods that run the model take one lock, so threads that share an object are safe and run
     one after the other; use one object a process for parallel work.
 
     Args:
-        model: a ``Qwen3VLForConditionalGeneration`` or compatible model.
+        model: a ``...ForConditionalGeneration`` of one of the `families`.
         processor: its processor.
-        frame_pixels: pixels of a resized frame; its aspect is kept, its sides are whole patches.
+        frame_pixels: pixels of a resized frame; its sides are whole patches.
+
+    Attributes:
+        family: what is particular to the model's family.
 
     Raises:
         ModelLoadError: the model is of another kind.
@@ -65,31 +63,13 @@ class VisionLanguageModel:
     def __init__(
         self, model: PreTrainedModel, processor: Any, *, frame_pixels: int = 448 * 448
     ) -> None:
-        if not hasattr(model, "model") or not hasattr(model.model, "get_rope_index"):
-            raise ModelLoadError(
-                f"{type(model).__name__} is not a Qwen3-VL-like model (it has no get_rope_index); "
-                "use a Qwen3-VL model or a fine-tuned one"
-            )
-        self._text_config: Any = model.config.get_text_config()
-        others = set(getattr(self._text_config, "layer_types", None) or ()) - {"full_attention"}
-        if others:
-            raise ModelLoadError(
-                f"{type(model).__name__} has layers of type {', '.join(sorted(others))}, whose cache "
-                "cannot be cut by token; use a model of full attention, such as Qwen3-VL"
-            )
+        self.family = family_of(model, processor)
         self.model: Any = model.eval()
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.frame_pixels = frame_pixels
         self._lock = threading.RLock()
         self._adapters: dict[str, int] = {}
-        vision = model.config.vision_config
-        self._factor = int(vision.patch_size) * int(vision.spatial_merge_size)
-        self._video_token: int = model.config.video_token_id
-        self._vision = torch.empty(0)
-        self.model.model.visual.register_forward_hook(self._keep_vision)
-        # transformers 5.20 and later warn when this is unset; frames arrive resized
-        processor.video_processor.cap_pixels_per_frame = False
 
     @classmethod
     def load(
@@ -118,11 +98,8 @@ class VisionLanguageModel:
             dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         with loading(source) as (name, local):
             config = AutoConfig.from_pretrained(name, local_files_only=local)
-            if not hasattr(config, "vision_config"):
-                raise ModelLoadError(
-                    f"{source}: model type {config.model_type!r} has no vision tower; "
-                    "expected a Qwen3-VL-like model"
-                )
+            if reason := refusal(config):
+                raise ModelLoadError(f"{source}: {reason}")
             processor = AutoProcessor.from_pretrained(name, local_files_only=local)
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 name, dtype=dtype, local_files_only=local, output_loading_info=True
@@ -139,14 +116,12 @@ class VisionLanguageModel:
     @property
     def hidden_size(self) -> int:
         """Width of the hidden states."""
-        return int(self._text_config.hidden_size)
+        return int(self.family.text_config.hidden_size)
 
     @property
     def patch_shape(self) -> tuple[int, int, int, int]:
         """(channels, frames, height, width) of the patches that the vision tower reads."""
-        vision = self.model.config.vision_config
-        side = int(vision.patch_size)
-        return int(vision.in_channels), int(vision.temporal_patch_size), side, side
+        return self.family.patch_shape
 
     def load_adapter(self, source: str | Path, name: str) -> None:
         """Load a LoRA adapter; it stays off until it is named in :meth:`extend` or :meth:`decode`.
@@ -173,7 +148,13 @@ class VisionLanguageModel:
 
     def layout(self, user: str, *, system: str | None = None) -> ChatLayout:
         """Render a chat of one system message and one user turn (video, then text)."""
-        return render_chat(self.processor, user, system)
+        return render_chat(
+            self.processor,
+            user,
+            system,
+            medium=self.family.medium,
+            placeholder=self.family.placeholder,
+        )
 
     def ids(self, text: str) -> torch.Tensor:
         """Token ids of a text, special tokens recognised, nothing added; shape (L,)."""
@@ -188,18 +169,22 @@ class VisionLanguageModel:
             frames: a clip each, (T, H, W, 3) uint8.
             timestamps: a clip each, (T,) seconds.
         """
-        out = self.processor.video_processor(
-            videos=[fit_frames(f, self.frame_pixels, self._factor) for f in frames],
-            do_resize=False,
-            do_sample_frames=False,
-            return_tensors="pt",
-        )
-        grids: torch.Tensor = out["video_grid_thw"]
-        pixels = out["pixel_values_videos"].split(grids.prod(-1).tolist())
-        return [
-            encode_blocks(self.model.config, self.ids, times, grid, patches)
-            for times, grid, patches in zip(timestamps, grids, pixels, strict=True)
-        ]
+        fitted = [self.family.fit(f, self.frame_pixels) for f in frames]
+        return self.family.encode(fitted, timestamps, self.ids)
+
+    def text_inputs(self, ids: torch.Tensor, start: int) -> dict[str, torch.Tensor]:
+        """Keyword inputs of the library's model for rows of text.
+
+        Args:
+            ids: shape (B, L).
+            start: rotary position of the first token.
+        """
+        rows, length = ids.shape
+        positions = torch.arange(start, start + length, device=self.device)
+        return {
+            "input_ids": ids.to(self.device),
+            "position_ids": positions.expand(*self.family.axes, rows, -1),
+        }
 
     def video_rows(
         self, start: int, videos: Sequence[EncodedVideo], tails: Sequence[torch.Tensor]
@@ -215,32 +200,23 @@ class VisionLanguageModel:
         lengths = [len(r) for r in rows]
         pad = self.tokenizer.pad_token_id or 0
         ids = torch.full((len(rows), max(lengths)), pad, dtype=torch.long)
-        positions = torch.zeros((3, len(rows), max(lengths)), dtype=torch.long)
+        positions = torch.zeros((*self.family.axes, *ids.shape), dtype=torch.long)
         next_positions = []
         for i, (row, video) in enumerate(zip(rows, videos, strict=True)):
             ids[i, : len(row)] = row
-            spans, _ = self.model.model.get_rope_index(
-                row[None],
-                mm_token_type_ids=(row == self._video_token).int()[None] * 2,
-                video_grid_thw=video.grid,
-            )
-            positions[:, i, : len(row)] = spans[:, 0] + start
-            next_positions.append(int(spans.max()) + 1 + start)
-        return VideoRows(
-            ids=ids.to(self.device),
-            positions=positions.to(self.device),
-            pixels=torch.cat([v.pixels for v in videos]).to(self.device),
-            grids=torch.cat([v.grid for v in videos]).to(self.device),
-            lengths=lengths,
-            next_positions=next_positions,
-        )
+            found = self.family.positions(row, video) + start
+            positions[..., i, : len(row)] = found
+            next_positions.append(int(found.max()) + 1)
+        inputs = {"input_ids": ids, "position_ids": positions} | self.family.visual(videos)
+        inputs = {name: value.to(self.device) for name, value in inputs.items()}
+        return VideoRows(inputs["input_ids"], inputs, lengths, next_positions)
 
     # -- the cache ------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def prefill_text(self, text: str) -> Context:
         """Run a text from nothing: the head of a prompt, once per policy."""
-        context = Context(DynamicCache(config=self.model.config), 0)
+        context = Context.empty(self.model.config)
         with self._lock, self._only(None):
             self._text(context, self.ids(text)[None])
         return context
@@ -256,26 +232,20 @@ class VisionLanguageModel:
         with self._lock, self._only(None):
             rows = self.video_rows(head.position, videos, [tail_ids] * len(videos))
             cache = head.fork(len(videos)).cache
-            hidden = self._run(
-                rows.ids,
-                rows.positions,
-                cache,
-                pixel_values_videos=rows.pixels,
-                video_grid_thw=rows.grids,
-            )
-            vision = self._vision
-        merged = self.model.config.vision_config.spatial_merge_size**2
+            with self._seeing() as seen:
+                hidden = self.run(rows.inputs, cache)
         spent = [Spent(prompt=length) for length in rows.lengths]
         for meter, video in zip(spent, videos, strict=True):
-            meter.flops = language_flops(self._text_config, meter.prompt, head.length)
-            meter.flops += vision_flops(self.model.config.vision_config, *video.grid[0].tolist())
+            meter.flops = self.family.language_flops(meter.prompt, head.length)
+            meter.flops += self.family.vision_flops(*video.grid[0].tolist())
+        merged = self.family.merge**2
         return Prefilled(
             hidden=hidden,
             lengths=rows.lengths,
             tail_length=tail_ids.shape[0],
             head_length=head.length,
             spent=spent,
-            vision=vision.split([len(v.pixels) // merged for v in videos]),
+            vision=torch.cat(seen).split([len(v.pixels) // merged for v in videos]),
             _cache=cache,
             _positions=rows.next_positions,
             _videos=list(videos),
@@ -328,7 +298,7 @@ class VisionLanguageModel:
         with self._lock, self._only(adapter):
             while len(ids) < max_new_tokens:
                 token = int(self.logits(hidden[:, -1]).argmax())
-                context.spent.flops += head_flops(self._text_config, 1)
+                context.spent.flops += head_flops(self.family.text_config, 1)
                 if token in end:
                     break
                 ids.append(token)
@@ -365,8 +335,20 @@ class VisionLanguageModel:
         one, other = (int(self.ids(option)[0]) for option in options)
         if one == other:
             raise ValueError(f"options {options!r} begin with the same token; use others")
-        spent.flops += head_flops(self._text_config, len(hidden))
+        spent.flops += head_flops(self.family.text_config, len(hidden))
         return self.logits(hidden)[:, [one, other]].softmax(-1)[:, 0]
+
+    def run(self, inputs: Mapping[str, torch.Tensor], cache: Cache | None = None) -> torch.Tensor:
+        """Last hidden states (B, L, D) of one pass of the library's model; gradients flow if they may.
+
+        Args:
+            inputs: of :meth:`text_inputs` or :meth:`video_rows`.
+            cache: is continued in place.
+        """
+        found: torch.Tensor = self.model.model(
+            **inputs, past_key_values=cache, use_cache=cache is not None
+        ).last_hidden_state
+        return found
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -378,31 +360,30 @@ class VisionLanguageModel:
         The adapter is only charged for: it is on already.
         """
         rows, length = ids.shape
-        start = context.position
-        positions = torch.arange(start, start + length, device=self.device)
         past = context.length
-        hidden = self._run(ids.to(self.device), positions.expand(3, rows, -1), context.cache)
+        hidden = self.run(self.text_inputs(ids, context.position), context.cache)
         context.position += length
         context.spent.prompt += rows * (length - written)
         context.spent.generated += rows * written
-        context.spent.flops += rows * language_flops(self._text_config, length, past)
+        context.spent.flops += rows * self.family.language_flops(length, past)
         if adapter is not None:
             context.spent.flops += adapter_flops(self._adapters[adapter], rows * length)
         return hidden
 
-    def _keep_vision(self, _tower: Any, _inputs: Any, output: Any) -> None:
-        self._vision = output.pooler_output
+    @contextlib.contextmanager
+    def _seeing(self) -> Iterator[list[torch.Tensor]]:
+        """Collects what the vision tower gives the language model, tokens (N, D) of images in order."""
+        seen: list[torch.Tensor] = []
 
-    def _run(
-        self,
-        ids: torch.Tensor,
-        positions: torch.Tensor,
-        cache: DynamicCache,
-        **visual: torch.Tensor,
-    ) -> torch.Tensor:
-        return self.model.model(
-            input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, **visual
-        ).last_hidden_state
+        def keep(_projector: Any, _inputs: Any, output: Any) -> None:
+            tokens = output if isinstance(output, torch.Tensor) else output.pooler_output
+            seen.append(tokens.reshape(-1, tokens.shape[-1]))
+
+        handle = self.family.projector.register_forward_hook(keep)
+        try:
+            yield seen
+        finally:
+            handle.remove()
 
     def _string(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)

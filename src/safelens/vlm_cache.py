@@ -5,15 +5,55 @@ Knows keys, values, positions and costs of sequences. Runs no model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
 
 from safelens.vlm_cost import Spent
 from safelens.vlm_inputs import EncodedVideo
+
+
+class ConvolutionLayer(LinearAttentionLayer):
+    """What a short convolution has been given, token by token, shape (B, D, L).
+
+    The library keeps the last few inputs, all that the next token needs; such a state cannot be cut by
+    token, and padding enters it. With every input kept, a convolution's cache is cut, forked, cropped
+    and padded as keys and values are. LFM2.5-VL-450M so keeps 10,240 numbers a token beside its
+    attention layers' 6,144; Qwen3-VL-2B keeps 57,344.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.record_past = True  # the library then always asks `update_conv_state`
+
+    @property
+    def inputs(self) -> torch.Tensor:
+        """All that was given, shape (B, D, L)."""
+        kept = self.conv_states[0]
+        assert kept is not None
+        return kept
+
+    def update_conv_state(
+        self,
+        conv_states: torch.Tensor,
+        state_idx: int = 0,
+        conv_kernel_size: int | None = None,
+        **_: Any,
+    ) -> torch.Tensor:
+        """Called by the convolution: keeps its new inputs, gives them behind those that it still reaches."""
+        past = self.conv_states[0]
+        kept = conv_states if past is None else torch.cat([past, conv_states], dim=2)
+        self.conv_states[0] = kept
+        self.has_previous_state[0] = True
+        reach = (conv_kernel_size or 1) - 1
+        return kept[:, :, -(conv_states.shape[2] + reach) :]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take tokens off the end; their number is negative, as for the library's other layers."""
+        self.conv_states[0] = self.inputs[:, :, :tokens_to_remove]
 
 
 @dataclass
@@ -21,14 +61,24 @@ class Context:
     """A cache and where the next token goes.
 
     Attributes:
-        cache: keys and values of B sequences of the same length.
+        cache: what the layers hold of B sequences of the same length.
         position: rotary position of the next text token.
         spent: what these sequences have cost.
     """
 
-    cache: DynamicCache
+    cache: Cache
     position: int
     spent: Spent = field(default_factory=Spent)
+
+    @classmethod
+    def empty(cls, config: Any) -> Context:
+        """Nothing read yet, by a model of this configuration."""
+        text = config.get_text_config()
+        types = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+        layers: list[Any] = [
+            ConvolutionLayer() if kind == "conv" else DynamicLayer() for kind in types
+        ]
+        return cls(Cache(layers=layers), 0)
 
     @property
     def length(self) -> int:
@@ -38,38 +88,32 @@ class Context:
     @property
     def rows(self) -> int:
         """Number of sequences held."""
-        return len(_pairs(self.cache)[0][0])
+        return len(_states(self.cache)[0][0])
 
     def fork(self, rows: int = 1) -> Context:
         """A copy repeated over ``rows`` that can be continued freely; what it costs is its own."""
-        pairs = [
-            (keys.repeat_interleave(rows, 0), values.repeat_interleave(rows, 0))
-            for keys, values in _pairs(self.cache)
-        ]
-        return Context(DynamicCache(pairs), self.position)
+        return self._changed(lambda states: states.repeat_interleave(rows, 0))
 
     def select(self, row: int, tokens: Sequence[tuple[int, int]]) -> Context:
         """A copy of one row with only the tokens of the given [start, end) ranges.
 
         The tokens keep their rotary positions. What is spent on the copy is its own.
         """
-
-        def cut(states: torch.Tensor) -> torch.Tensor:
-            # A plain slice would keep the whole batch in memory.
-            return torch.cat([states[row : row + 1, :, a:b] for a, b in tokens], dim=2)
-
-        pairs = [(cut(keys), cut(values)) for keys, values in _pairs(self.cache)]
-        return Context(DynamicCache(pairs), self.position)
+        # A plain slice would keep the whole batch in memory.
+        return self._changed(
+            lambda states: torch.cat([states[row : row + 1, :, a:b] for a, b in tokens], dim=2)
+        )
 
     @staticmethod
     def stack(contexts: Sequence[Context]) -> Context:
         """Rows of equal length as one batch that goes on at the first one's position."""
-        layers = zip(*(_pairs(c.cache) for c in contexts), strict=True)
-        pairs = [
-            (torch.cat([keys for keys, _ in layer]), torch.cat([values for _, values in layer]))
-            for layer in layers
-        ]
-        return Context(DynamicCache(pairs), contexts[0].position)
+        layers = zip(*(_states(c.cache) for c in contexts), strict=True)
+        together = ([torch.cat(kinds) for kinds in zip(*rows, strict=True)] for rows in layers)
+        return Context(_cache_of(together), contexts[0].position)
+
+    def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Context:
+        layers = ([change(states) for states in layer] for layer in _states(self.cache))
+        return Context(_cache_of(layers), self.position)
 
     def crop(self, tokens: int) -> None:
         """Take the last ``tokens`` text tokens off."""
@@ -97,7 +141,7 @@ class Prefilled:
     head_length: int
     spent: list[Spent]
     vision: Sequence[torch.Tensor]
-    _cache: DynamicCache
+    _cache: Cache
     _positions: list[int]
     _videos: list[EncodedVideo]
 
@@ -117,9 +161,9 @@ class Prefilled:
         """The patches that the vision tower was given, shape (patches, values)."""
         return self._videos[row].pixels
 
-    def steps(self, row: int) -> int:
-        """Temporal steps of the video."""
-        return len(self._videos[row].blocks)
+    def blocks(self, row: int) -> tuple[tuple[int, int], ...]:
+        """[start, end) of each temporal step among the row's new tokens."""
+        return self._videos[row].blocks
 
     def moments(self, row: int) -> list[Context]:
         """For each temporal step of the video, the head and that step's block alone, before the tail.
@@ -129,13 +173,26 @@ class Prefilled:
         """
         whole = Context(self._cache, self._positions[row] - self.tail_length)
         base = self.head_length
-        return [
-            whole.select(row, [(0, base), (base + a, base + b)])
-            for a, b in self._videos[row].blocks
-        ]
+        return [whole.select(row, [(0, base), (base + a, base + b)]) for a, b in self.blocks(row)]
 
 
-def _pairs(cache: DynamicCache) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Keys and values of each layer, (B, heads, L, D)."""
+def _states(cache: Cache) -> list[tuple[torch.Tensor, ...]]:
+    """What each layer holds, all of it with rows in dimension 0 and tokens in 2."""
     layers: list[Any] = cache.layers
-    return [(layer.keys, layer.values) for layer in layers]
+    return [
+        (layer.inputs,) if isinstance(layer, ConvolutionLayer) else (layer.keys, layer.values)
+        for layer in layers
+    ]
+
+
+def _cache_of(layers: Iterable[Sequence[torch.Tensor]]) -> Cache:
+    """A cache that holds such states."""
+    found: list[Any] = []
+    for states in layers:
+        if len(states) == 1:
+            found.append(ConvolutionLayer())
+            found[-1].update_conv_state(states[0])
+        else:
+            found.append(DynamicLayer())
+            found[-1].update(*states)
+    return Cache(layers=found)

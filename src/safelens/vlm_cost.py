@@ -1,4 +1,4 @@
-"""What a pass costs, by formula: floating-point operations of Qwen3-VL-like models, used and trained.
+"""What a pass costs, by formula: floating-point operations of vision-language models, used and trained.
 
 Knows configurations and lengths; needs no weights. Counts multiplications and additions of matrix products
 and attention; norms, activations and rotary embeddings are left out. Attention counts what is seen: the
@@ -8,7 +8,10 @@ other parts of a system count themselves: `captioner_cost`, and the probe.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 
@@ -38,9 +41,7 @@ def language_flops(config: Any, new: int, past: int) -> float:
         new: tokens run.
         past: tokens already in the cache.
     """
-    width = config.hidden_size
-    queries = config.num_attention_heads * config.head_dim
-    keys = config.num_key_value_heads * config.head_dim
+    queries, keys, width = _widths(config)
     linear = width * (2 * queries + 2 * keys) + 3 * width * config.intermediate_size
     seen = new * past + new * (new + 1) / 2
     return config.num_hidden_layers * (2 * linear * new + 4 * queries * seen)
@@ -76,6 +77,50 @@ def vision_flops(config: Any, frames: int, height: int, width: int) -> float:
     tokens = patches / config.spatial_merge_size**2
     merging = mergers * 2 * tokens * merged * (merged + config.out_hidden_size)
     return 2 * patches * patch * d + blocks + merging
+
+
+def vision_transformer_flops(config: Any, images: int, patches: int, *, tokens: int) -> float:
+    """A plain vision transformer over ``images`` of as many patches, without what comes behind it.
+
+    Args:
+        config: the model's vision configuration.
+        images: how many; attention stays within each.
+        patches: of one image.
+        tokens: of one image, in the tower: its patches, and a token of its class if there is one.
+    """
+    d = config.hidden_size
+    side = config.patch_size
+    area = side[0] * side[1] if isinstance(side, list | tuple) else side**2
+    embedding = 2 * patches * config.num_channels * area * d
+    linear = 2 * tokens * (4 * d * d + 2 * d * config.intermediate_size)
+    return images * (embedding + config.num_hidden_layers * (linear + 4 * d * tokens**2))
+
+
+def projector_flops(widths: Sequence[int], tokens: int) -> float:
+    """Linear layers one after the other, from the first of the widths to the last."""
+    return 2.0 * tokens * sum(a * b for a, b in pairwise(widths))
+
+
+def convolving_flops(config: Any, new: int, past: int) -> float:
+    """LFM2's blocks over ``new`` tokens: attention in some, a gated short convolution in the others.
+
+    Args:
+        config: the model's text configuration.
+        new: tokens run.
+        past: tokens already in the cache.
+    """
+    queries, keys, width = _widths(config)
+    wide = config.intermediate_size
+    if config.block_auto_adjust_ff_dim:
+        wide = int((config.block_ffn_dim_multiplier or 1) * int(2 * wide / 3))
+        wide = config.block_multiple_of * math.ceil(wide / config.block_multiple_of)
+    attention = config.layer_types.count("full_attention")
+    convolution = config.num_hidden_layers - attention
+    linear = attention * width * (2 * queries + 2 * keys)
+    linear += convolution * width * (4 * width + config.conv_L_cache)
+    linear += config.num_hidden_layers * 3 * width * wide
+    seen = new * past + new * (new + 1) / 2
+    return 2.0 * linear * new + attention * 4 * queries * seen
 
 
 ATTENTION_BACKWARD = 2.5
@@ -184,8 +229,8 @@ def vision_training_flops(config: Any, frames: int, height: int, width: int) -> 
 
 def _widths(config: Any) -> tuple[int, int, int]:
     """Widths of all queries, of all keys, and of the hidden states."""
-    queries = config.num_attention_heads * config.head_dim
-    return queries, config.num_key_value_heads * config.head_dim, config.hidden_size
+    side = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_attention_heads * side, config.num_key_value_heads * side, config.hidden_size
 
 
 def _lora_sides(config: Any) -> tuple[int, ...]:

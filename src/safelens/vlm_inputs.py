@@ -15,7 +15,6 @@ import torch
 
 from safelens.vlm_loading import ModelLoadError
 
-VIDEO_PLACEHOLDER = "<|vision_start|><|video_pad|><|vision_end|>"
 _END_OF_TEXT = "\u241e"  # stands where the user's text ends while a chat template is rendered
 
 
@@ -39,11 +38,12 @@ class EncodedVideo:
     """A clip as the model takes it.
 
     Attributes:
-        ids: token ids of timestamps and video placeholders, shape (L,).
-        pixels: flattened patches, shape (patches, channels * temporal * height * width).
-        grid: (time, height, width) in patches, shape (1, 3).
-        blocks: [start, end) of each temporal step in ``ids``, its vision_start and vision_end
-            included and its timestamp left out; all of the same length.
+        ids: token ids of timestamps and placeholders, shape (L,).
+        pixels: flattened patches, shape (patches, channels * frames * height * width), a temporal step
+            after the other.
+        grid: (steps, height, width) in patches, shape (1, 3).
+        blocks: [start, end) of each temporal step in ``ids``, what opens and closes it included and
+            its timestamp left out; all of the same length.
     """
 
     ids: torch.Tensor
@@ -58,17 +58,13 @@ class VideoRows:
 
     Attributes:
         ids: token ids, shape (B, L).
-        positions: rotary positions, shape (3, B, L).
-        pixels: patches of all videos, one after the other.
-        grids: a grid a video, shape (B, 3).
+        inputs: the library model's keyword inputs: ids, rotary positions, patches.
         lengths: tokens of each row without padding.
         next_positions: rotary position of the token that follows each row.
     """
 
     ids: torch.Tensor
-    positions: torch.Tensor
-    pixels: torch.Tensor
-    grids: torch.Tensor
+    inputs: dict[str, torch.Tensor]
     lengths: list[int]
     next_positions: list[int]
 
@@ -88,71 +84,78 @@ def fit_frames(frames: np.ndarray, pixels: int, factor: int) -> torch.Tensor:
     scale = min(1.0, math.sqrt(pixels / (height * width)))
     h = max(factor, round(height * scale / factor) * factor)
     w = max(factor, round(width * scale / factor) * factor)
+    return resize(frames, h, w)
+
+
+def resize(frames: np.ndarray, height: int, width: int) -> torch.Tensor:
+    """Resize frames (T, H, W, 3) uint8; gives (T, 3, height, width) uint8."""
     # Frames that came through a pipe are read-only, which torch does not like: those are copied.
     video = torch.from_numpy(np.require(frames, requirements=["C", "W"])).permute(0, 3, 1, 2)
-    if (h, w) == (height, width):
+    if frames.shape[1:3] == (height, width):
         return video
     resized = torch.nn.functional.interpolate(
-        video.float(), size=(h, w), mode="bilinear", antialias=True, align_corners=False
+        video.float(), size=(height, width), mode="bilinear", antialias=True, align_corners=False
     )
     return resized.round().clamp(0, 255).to(torch.uint8)
 
 
-def render_chat(processor: Any, user: str, system: str | None) -> ChatLayout:
+def render_chat(
+    processor: Any, user: str, system: str | None, *, medium: str, placeholder: str
+) -> ChatLayout:
     """Render a chat of one system message and one user turn (video, then text) by its template.
 
+    Args:
+        processor: has the template.
+        user: the user's text.
+        system: the system message, or None.
+        medium: kind of content that stands for the clip, "video" or "image".
+        placeholder: what the template writes for it.
+
     Raises:
-        ModelLoadError: the template does not write a video as Qwen3-VL's does.
+        ModelLoadError: the template does not write the placeholder.
     """
     messages: list[dict[str, Any]] = []
     if system is not None:
-        messages.append({"role": "system", "content": [{"type": "text", "text": system}]})
-    content = [{"type": "video"}, {"type": "text", "text": user + _END_OF_TEXT}]
+        messages.append({"role": "system", "content": system})
+    content = [{"type": medium}, {"type": "text", "text": user + _END_OF_TEXT}]
     messages.append({"role": "user", "content": content})
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    head, found, rest = text.partition(VIDEO_PLACEHOLDER)
+    head, found, rest = text.partition(placeholder)
     if not found:
         raise ModelLoadError(
-            f"the chat template does not write {VIDEO_PLACEHOLDER!r} for a video; "
-            "a Qwen3-VL chat template was expected"
+            f"the chat template does not write {placeholder!r} for a {medium}; "
+            "the template of the model's own family was expected"
         )
     tail, _, closing = rest.partition(_END_OF_TEXT)
     return ChatLayout(head, tail, closing)
 
 
 def encode_blocks(
-    config: Any,
     ids: Callable[[str], torch.Tensor],
     timestamps: np.ndarray,
+    per_step: int,
+    block: torch.Tensor,
     grid: torch.Tensor,
     pixels: torch.Tensor,
 ) -> EncodedVideo:
     """Write a timestamp before each temporal step's block of placeholders.
 
-    The blocks stand in place of the template's whole placeholder, as in Qwen's own processor; some
-    releases of transformers (5.12 to 5.23) leave the placeholder's outer vision_start and vision_end
-    around them.
-
     Args:
-        config: the model's configuration.
         ids: tokenizes a text.
         timestamps: of the frames, (T,) seconds.
-        grid: (time, height, width) in patches.
+        per_step: frames that a temporal step holds.
+        block: the token ids of one step.
+        grid: (steps, height, width) in patches, shape (3,).
         pixels: the video's patches.
 
     Raises:
         ValueError: the timestamps are not those of the video's frames.
     """
-    steps, height, width = (int(n) for n in grid)
-    merged = height * width // int(config.vision_config.spatial_merge_size) ** 2
-    block = torch.tensor(
-        [config.vision_start_token_id]
-        + [config.video_token_id] * merged
-        + [config.vision_end_token_id]
-    )
-    times = step_times(timestamps, int(config.vision_config.temporal_patch_size))
-    if len(times) != steps:
-        raise ValueError(f"{len(timestamps)} timestamps for a video of {steps} temporal steps")
+    times = step_times(timestamps, per_step)
+    if len(times) != int(grid[0]):
+        raise ValueError(
+            f"{len(timestamps)} timestamps for a video of {int(grid[0])} temporal steps"
+        )
     parts: list[torch.Tensor] = []
     blocks = []
     length = 0

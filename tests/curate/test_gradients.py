@@ -6,6 +6,7 @@ import torch
 from safelens.curate.gradients import GradientCollector
 from safelens.train.embedder import Turns
 from safelens.train.sequences import Example, teacher_forced
+from safelens.vlm import VisionLanguageModel
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +72,20 @@ def test_refuses_a_sample_without_an_answer(vlm, examples):
     empty = Example(batch[0].video, ((prompt, torch.zeros(0, dtype=torch.long)),))
     with pytest.raises(ValueError, match="non-empty answer"):
         GradientCollector(vlm, turns.layout.head)([empty])
+
+
+def test_other_families(family_dirs, policy, make_clip):
+    """A model of images likewise; one that ends in a convolution is refused."""
+    vlm = VisionLanguageModel.load(family_dirs["internvl"], frame_pixels=48 * 48)
+    turns, clip = Turns(vlm, policy), make_clip(0, frames=3)
+    [video] = vlm.encode_videos([clip.frames], [clip.timestamps])
+    example = Example(video, (turns.screening(("violence",)),))
+    collector = GradientCollector(vlm, turns.layout.head)
+    loss, expected = plain(vlm, turns, collector, example)
+    found = collector([example])
+    assert found.losses[0] == pytest.approx(float(loss), rel=1e-5)
+    for mine, wanted in zip(found.weights(), expected, strict=True):
+        assert (mine[0] - wanted).norm() / wanted.norm() < 1e-4
+    ends = VisionLanguageModel.load(family_dirs["lfm2_vl"], frame_pixels=48 * 48)
+    with pytest.raises(ValueError, match=r"last block of a Lfm2Vl.* has no attention"):
+        GradientCollector(ends, turns.layout.head)

@@ -28,8 +28,12 @@ def ask(one, clips):
     return asyncio.run(all_of_them())
 
 
-def test_what_a_random_model_writes_is_kept_and_counts_as_unparsed(vlm_dir, vlm, clips, policy):
-    answers = ask(system(vlm_dir, policy), clips[:2])
+@pytest.mark.parametrize("name", ["qwen3_vl", "internvl", "lfm2_vl"])
+def test_what_a_random_model_writes_is_kept_and_counts_as_unparsed(
+    family_dirs, clips, policy, name
+):
+    vlm = VisionLanguageModel.load(family_dirs[name], frame_pixels=48 * 48)
+    answers = ask(system(family_dirs[name], policy), clips[:2])
     style = STYLES["safelens"]
     parts = vlm.layout(style.question(policy), system=style.system(policy))
     for answer, clip in zip(answers, clips, strict=False):

@@ -240,7 +240,10 @@ def _collect(
     state = processes()
     vlm = load_vlm(source, about["frame_pixels"])
     turns = Turns(vlm, policy)
-    collector = GradientCollector(vlm, turns.layout.head)
+    try:
+        collector = GradientCollector(vlm, turns.layout.head)
+    except ValueError as error:
+        fail(f"{source}: {error}")
     share = Share(state.process_index, state.num_processes)
     with state.main_process_first():
         store = InfluenceStore(folder, about | {"model": source, "processes": share.of})

@@ -61,7 +61,7 @@ def moderate(
         str | None,
         typer.Option(
             metavar="ID_OR_DIR",
-            help="In place of a bundle: any Qwen3-VL-like model, without training.",
+            help="In place of a bundle: a Qwen3-VL, InternVL or LFM2-VL, without training.",
         ),
     ] = None,
     captioner: Annotated[

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.cache_utils import Cache
 
 from safelens.train.sequences import Example
 from safelens.vlm import VisionLanguageModel
@@ -74,12 +75,20 @@ class GradientCollector:
     Args:
         vlm: The model; its weights are left alone and get no gradient.
         head: The text that all samples begin with, as in `VisionLanguageModel.layout`.
+
+    Raises:
+        ValueError: The model's last block has no attention.
     """
 
     def __init__(self, vlm: VisionLanguageModel, head: str) -> None:
         self._vlm = vlm
         language = vlm.model.model.language_model
         self._block: nn.Module = language.layers[-1]
+        if not hasattr(self._block, "self_attn"):
+            raise ValueError(
+                f"the last block of a {type(vlm.model).__name__} has no attention, through which a "
+                "shared head is differentiated; use a model of Qwen3-VL or InternVL"
+            )
         self._norm: nn.Module = language.norm
         self.layers: dict[str, nn.Linear] = {
             name: module
@@ -88,9 +97,8 @@ class GradientCollector:
         }
         """The layers, by their name within the block; gradients come in this order."""
         self._head = vlm.prefill_text(head)
-        ids = vlm.ids(head)[None].to(vlm.device)
-        positions = torch.arange(ids.shape[1], device=vlm.device).view(1, 1, -1).expand(3, 1, -1)
-        self._head_states, self._head_rotary = self._entering(input_ids=ids, position_ids=positions)
+        inputs = vlm.text_inputs(vlm.ids(head)[None], 0)
+        self._head_states, self._head_rotary = self._entering(inputs)
 
     @property
     def dimension(self) -> int:
@@ -109,14 +117,7 @@ class GradientCollector:
                 raise ValueError("a sample's gradient needs one turn with a non-empty answer")
             tails.append(torch.cat(example.turns[0]))
         rows = self._vlm.video_rows(self._head.position, [e.video for e in batch], tails)
-        states, rotary = self._entering(
-            input_ids=rows.ids,
-            position_ids=rows.positions,
-            pixel_values_videos=rows.pixels,
-            video_grid_thw=rows.grids,
-            past_key_values=self._head.fork(len(batch)).cache,
-            use_cache=True,
-        )
+        states, rotary = self._entering(rows.inputs, self._head.fork(len(batch)).cache)
         cache = _HeadCache()
         with torch.enable_grad(), self._recording() as calls:
             self._keys_and_values_of_head(cache, len(batch))
@@ -165,7 +166,9 @@ class GradientCollector:
         logits = self._vlm.model.lm_head(hidden[length - answer - 1 : length - 1])
         return F.cross_entropy(logits.float(), ids[length - answer : length])
 
-    def _entering(self, **inputs: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def _entering(
+        self, inputs: dict[str, Tensor], cache: Cache | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """States (B, L, D) that enter the last block, and their rotary embeddings."""
         found: list[tuple[Tensor, tuple[Tensor, Tensor]]] = []
 
@@ -176,7 +179,7 @@ class GradientCollector:
         handle = self._block.register_forward_pre_hook(stop, with_kwargs=True)
         try:
             with torch.no_grad():
-                self._vlm.model.model(**inputs)
+                self._vlm.run(inputs, cache)
         except _LastBlockReached:
             pass
         finally:

@@ -43,7 +43,7 @@ class SafeLensSettings(Settings):
 
 
 class VlmSettings(Settings):
-    """A Qwen3-VL-like model, run here."""
+    """A vision-language model, run here."""
 
     kind: Literal["vlm"]
     model: str

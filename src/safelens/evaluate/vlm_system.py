@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class VlmSystem:
-    """A Qwen3-VL-like model, zero-shot or fine-tuned, that answers each video in one greedy decoding.
+    """A vision-language model, zero-shot or fine-tuned, that answers each video in one greedy decoding.
 
     As in a bundle, the policy is read once and its cache continued by every video; `gflops` and tokens
     are those of the video and what follows it.

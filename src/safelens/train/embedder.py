@@ -83,7 +83,8 @@ class Turns:
     def caption(self, caption: Caption, *, first: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """A turn that asks what is seen at one moment; ``first`` if it directly follows the video."""
         chat = self.vlm.layout(DESCRIBE.format(caption.time_s))
-        opening = "" if first else "\n" + self.vlm.layout("").head
+        turn = self.vlm.layout("").head.removeprefix(self.vlm.tokenizer.bos_token or "")
+        opening = "" if first else "\n" + turn
         prompt = self.vlm.ids(opening + chat.tail + chat.closing)
         return prompt, torch.cat([self.vlm.ids(caption.text), self._end])
 
@@ -284,10 +285,7 @@ def _text_loss(turns: Turns, texts: Sequence[tuple[str, str]]) -> torch.Tensor:
         batch_first=True,
         padding_value=vlm.tokenizer.pad_token_id,
     ).to(vlm.device)
-    positions = torch.arange(ids.shape[1], device=vlm.device).view(1, 1, -1)
-    hidden = vlm.model.model(
-        input_ids=ids, position_ids=positions.expand(3, len(ids), -1)
-    ).last_hidden_state
+    hidden = vlm.run(vlm.text_inputs(ids, 0))
     spans = [(len(prompt), len(prompt) + len(answer)) for prompt, answer in pairs]
     return answer_loss(vlm, hidden, ids, spans)
 

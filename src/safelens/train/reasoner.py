@@ -22,8 +22,6 @@ from safelens.train.sequences import Example, answer_loss, teacher_forced
 from safelens.verdict import Caption
 from safelens.vlm import Context, VisionLanguageModel
 
-_LINEAR = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
-
 
 @dataclass(frozen=True)
 class AugmentedClip:
@@ -46,9 +44,8 @@ def add_adapter(
     """Put a fresh LoRA adapter on the language model's linear layers; all else is frozen."""
     from peft import LoraConfig
 
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules=rf".*language_model.*\.({_LINEAR})"
-    )
+    layers = rf".*language_model.*\.({vlm.family.linear})"
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         vlm.model.add_adapter(config, adapter_name=name)
@@ -163,19 +160,12 @@ def _losses(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean cross-entropy of the answers that continue a cache, and of their booleans alone."""
     vlm = turns.vlm
-    start = context.position
     pairs = [turns.deliberation(a.clip, a.captions, a.scores, with_question=False) for a in batch]
     rows = [torch.cat(pair) for pair in pairs]
     ids = torch.nn.utils.rnn.pad_sequence(
         rows, batch_first=True, padding_value=vlm.tokenizer.pad_token_id
     ).to(vlm.device)
-    positions = torch.arange(start, start + ids.shape[1], device=vlm.device)
-    hidden = vlm.model.model(
-        input_ids=ids,
-        position_ids=positions.view(1, 1, -1).expand(3, len(rows), -1),
-        past_key_values=context.cache,
-        use_cache=True,
-    ).last_hidden_state
+    hidden = vlm.run(vlm.text_inputs(ids, context.position), context.cache)
     spans = [(len(prompt), len(row)) for (prompt, _), row in zip(pairs, rows, strict=True)]
     return (
         answer_loss(vlm, hidden, ids, spans),

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
-from transformers import DynamicCache
 
-from safelens.vlm import EncodedVideo, VisionLanguageModel
+from safelens.vlm import Context, EncodedVideo, VisionLanguageModel
 
 
 @dataclass(frozen=True)
@@ -60,28 +59,14 @@ def teacher_forced(
         head: token ids that all rows share, shape (L,), or None.
         batch: rows with the same number of turns.
     """
-    cache = DynamicCache(config=vlm.model.config) if head is not None else None
-    start = 0
-    if head is not None and cache is not None:
-        start = len(head)
-        positions = torch.arange(start, device=vlm.device).view(1, 1, -1).expand(3, 1, -1)
-        vlm.model.model(
-            input_ids=head[None].to(vlm.device),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        cache.batch_repeat_interleave(len(batch))
+    cache, start = None, 0
+    if head is not None:
+        context, start = Context.empty(vlm.model.config), len(head)
+        vlm.run(vlm.text_inputs(head[None], 0), context.cache)
+        cache = context.fork(len(batch)).cache
     tails = [torch.cat([part for turn in e.turns for part in turn]) for e in batch]
     rows = vlm.video_rows(start, [e.video for e in batch], tails)
-    hidden = vlm.model.model(
-        input_ids=rows.ids,
-        position_ids=rows.positions,
-        pixel_values_videos=rows.pixels,
-        video_grid_thw=rows.grids,
-        past_key_values=cache,
-        use_cache=cache is not None,
-    ).last_hidden_state
+    hidden = vlm.run(rows.inputs, cache)
     spans = [_answer_spans(e) for e in batch]
     losses = [
         answer_loss(vlm, hidden, rows.ids, [row[turn] for row in spans])
