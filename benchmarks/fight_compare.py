@@ -89,17 +89,16 @@ def compare(
     ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, groups: Sequence[str]
 ) -> dict[str, Difference]:
     """Each figure of `ours` minus `theirs`, both (repeats, N), averaged over repeats before sources are drawn."""
-    once, drawn = np.ones((1, len(labels))), drawn_weights(groups)
+    gaps: dict[str, list[np.ndarray]] = {name: [] for name in FIGURES}
+    for weights in (np.ones((1, len(labels))), drawn_weights(groups)):
+        pairs = [
+            (weighted(a, labels, groups, weights), weighted(b, labels, groups, weights))
+            for a, b in zip(ours, theirs, strict=True)
+        ]
+        for name in FIGURES:
+            gaps[name].append(np.mean([a[name] - b[name] for a, b in pairs], 0))
     found: dict[str, Difference] = {}
-    for name in FIGURES:
-        gaps = []
-        for weights in (once, drawn):
-            pairs = [
-                weighted(a, labels, groups, weights)[name]
-                - weighted(b, labels, groups, weights)[name]
-                for a, b in zip(ours, theirs, strict=True)
-            ]
-            gaps.append(np.mean(pairs, 0))
-        low, high = np.nanquantile(gaps[1], (0.025, 0.975))
-        found[name] = Difference(mean=float(gaps[0][0]), low=float(low), high=float(high))
+    for name, (observed, drawn) in gaps.items():
+        low, high = np.nanquantile(drawn, (0.025, 0.975))
+        found[name] = Difference(mean=float(observed[0]), low=float(low), high=float(high))
     return found
