@@ -17,6 +17,7 @@ from rich.progress import track
 
 from benchmarks import fight_motion as motion
 from recipes.stages import Stage
+from safelens.bundle import Bundle
 from safelens.data.read import read_dataset
 from safelens.data.records import Record
 from safelens.policy import Policy
@@ -89,7 +90,6 @@ def fixed_motion(out: Path, settings: dict[str, Any], needs: dict[str, Path]) ->
 
 def tiny_states(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
     """Stage: `tiny.npz`, S1's hidden states (N, T, D) of the embedded bundle, and what its guard accepts."""
-    from safelens.bundle import Bundle
     from safelens.domain import DomainGuard
     from safelens.train.state_store import StateStore
     from safelens.train.states import collect_states
@@ -125,5 +125,5 @@ def data_stages(videos: Path) -> dict[str, Stage]:
     return {
         "frames": frames,
         "motion": Stage("motion", fixed_motion, {}, (frames,)),
-        "tiny": Stage("tiny", tiny_states, source),
+        "tiny": Stage("tiny", tiny_states, source | {"bundle": Bundle.load("tiny").sha256}),
     }

@@ -14,6 +14,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from rich.progress import Progress
 from recipes.machine import machine
 from safelens.data.records import Record, read_records
 from safelens.evaluate.answers import Answer
+from safelens.evaluate.cases import pair
+from safelens.evaluate.explanations import explanations
 from safelens.evaluate.metrics import measure
 from safelens.evaluate.run import CASCADE, Run, run_system, take_samples
 from safelens.evaluate.safelens_system import SafeLensSystem
 from safelens.policy import Policy
-from safelens.safeworld import Scene, sample_scene
-from safelens.safeworld.writer import write_dataset
+from safelens.safeworld.writer import scene_of, write_dataset
 
 SEED = 4242
 """Of the fresh clips; training draws from other seeds."""
@@ -106,9 +108,7 @@ def figures(
         answers: Of "screen", "deliberate" and "cascade", in the records' order.
         policy: Whose classes are meant.
     """
-    measured = {
-        stage: measure(records, {a.id: a for a in answers[stage]}, policy) for stage in STAGES
-    }
+    measured = {stage: measure(records, by_id(answers[stage]), policy) for stage in STAGES}
     s1, s2, final = (answers[stage] for stage in STAGES)
     escalated = [f is two for f, two in zip(final, s2, strict=True)]
     unsure = [i for i, went in enumerate(escalated) if went]
@@ -137,21 +137,27 @@ def figures(
         "S2 with description and explanation": float(
             np.mean([bool(a.description and a.explanation) for a in s2])
         ),
+        "explanations": asdict(explanations(pair(records, by_id(s2), policy))),
         "evidence meets the true interval": float(np.mean(_met(records, s1))),
         "fresh clips out of domain": float(np.mean([not a.familiar for a in s1])),
     }
 
 
+def by_id(answers: Sequence[Answer]) -> dict[str, Answer]:
+    """Answers by the record's id."""
+    return {answer.id: answer for answer in answers}
+
+
 def _named(records: Sequence[Record], answers: Sequence[Answer]) -> list[bool]:
     """Of every frame, whether its caption names all that is in it."""
-    return [
-        all(
-            name.lower() in caption.text.lower()
-            for name in scene_of(record).objects(caption.time_s)
-        )
-        for record, answer in zip(records, answers, strict=True)
-        for caption in answer.captions
-    ]
+    found = []
+    for record, answer in zip(records, answers, strict=True):
+        scene = scene_of(record.id)
+        assert scene is not None
+        for caption in answer.captions:
+            names = scene.objects(caption.time_s)
+            found.append(all(name.lower() in caption.text.lower() for name in names))
+    return found
 
 
 def _met(records: Sequence[Record], answers: Sequence[Answer]) -> list[bool]:
@@ -162,12 +168,6 @@ def _met(records: Sequence[Record], answers: Sequence[Answer]) -> list[bool]:
         if record.interval
         and (evidence := [e for e in answer.evidence if e.category in record.labels])
     ]
-
-
-def scene_of(record: Record) -> Scene:
-    """The scene that a record was drawn from."""
-    seed, index = record.id.removeprefix("sw").split("-")
-    return sample_scene(int(seed), int(index))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 import pytest
 
-from recipes.tiny.check import figures, films, real, scene_of
+from recipes.tiny.check import figures, films, real
 from safelens.data.records import Record
 from safelens.evaluate.answers import Answer
 from safelens.evaluate.run import Run
 from safelens.policy import Policy
+from safelens.safeworld.writer import scene_of
 from safelens.verdict import Caption, Evidence
 
 POLICY = Policy.load("default")
@@ -35,7 +36,7 @@ def test_figures_by_hand():
         answer(records[2], "violence", familiar=True),
         answer(records[3], "abuse", familiar=False),
     ]
-    told = scene_of(records[3])
+    told = scene_of(records[3].id)
     whole = Caption(time_s=0.5, text=" ".join(told.objects(0.5)))
     words = {"description": "d", "explanation": "e"}
     s2 = [
