@@ -435,5 +435,5 @@ def test_parts_of_another_model_are_refused(bundle_dir, tmp_path, small_vlm):
     settings["screen"]["probe"] = None
     shutil.rmtree(folder / "probe")
     write_bundle(folder, settings)
-    with pytest.raises(BundleError, match="reads 146 features"):
+    with pytest.raises(BundleError, match="reads 164 features"):
         SafeLens.load(folder, device="cpu")

@@ -152,7 +152,7 @@ def test_a_probe_of_another_policy_or_width_is_refused(parts, out, tmp_path, pol
 
 def test_another_guard_is_refused(parts, out, tmp_path):
     tiny = packaged_bundles()["tiny"] / "domain.safetensors"
-    assert f"{tiny}: reads 274 features" in refused(out, parts, domain=tiny)
+    assert f"{tiny}: reads 292 features" in refused(out, parts, domain=tiny)
     assert "missing; expected a saved domain guard" in refused(out, parts, domain=tmp_path / "no")
 
 

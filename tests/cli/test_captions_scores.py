@@ -86,11 +86,11 @@ def test_captions_go_on_after_an_interruption_and_a_kill(
 ):
     caption, calls = Captioner.caption, []
 
-    def interrupting(self, frames, batch_size=8):
+    def interrupting(self, frames, batch_size=8, spent=None):
         calls.append(len(frames))
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return caption(self, frames, batch_size)
+        return caption(self, frames, batch_size, spent)
 
     monkeypatch.setattr(Captioner, "caption", interrupting)
     out = tmp_path / "c.jsonl"
