@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -257,12 +257,13 @@ does best here, on the probabilities that it asks for. The filter reads how far 
 is above its bound."""
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Values with mean and sample standard deviation."""
+def spread(values: Sequence[float | None]) -> dict[str, Any]:
+    """Values with mean and sample standard deviation of those that are known."""
     return {"values": list(values), **mean_and_deviation(values)}
 
 
-def _over_seeds(found: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
+def over_seeds(found: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, Any]]:
+    """Each figure's values with mean and deviation."""
     return {name: spread([one[name] for one in found]) for name in found[0]}
 
 
@@ -284,9 +285,9 @@ def figures(seeds: int, root: Path) -> dict[str, Any]:
         by_noise[f"{kind} {rate:.0%}"] = {
             "seeds": len(done),
             "wrong": spread([one["wrong"] for one in found]),
-            "auroc": _over_seeds([one["auroc"] for one in found]),
+            "auroc": over_seeds([one["auroc"] for one in found]),
             "dropped": {
-                score: _over_seeds([one["dropped"][score] for one in found])
+                score: over_seeds([one["dropped"][score] for one in found])
                 for score in ("whitened", "tracin")
             },
         }
@@ -302,7 +303,7 @@ def figures(seeds: int, root: Path) -> dict[str, Any]:
     return {
         "noise_auroc": {name: main["auroc"][key] for name, key in HEADLINE.items()},
         "avg_acc": average,
-        "class_acc": {name: _over_seeds(found) for name, found in tested.items()},
+        "class_acc": {name: over_seeds(found) for name, found in tested.items()},
         "filtered_minus_noisy": spread(gains),
         "clean_minus_noisy": spread(leads),
         "noise": by_noise,

@@ -5,7 +5,7 @@ Knows answers, seeds and how tau is chosen. Runs no model, and knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.paper.stages import CHOICE, CHOSEN_ON, TEST, ZERO_SHOT, Seed, seed_of, videos
+from benchmarks.curation import over_seeds, spread
+from benchmarks.paper.stages import CHOICE, CHOSEN_ON, TEST, ZERO_SHOT, Seed, records_of, seed_of
 from recipes.stages import Stage
 from recipes.tiny.parts import policy
 from safelens.calibrate import (
@@ -30,8 +31,8 @@ from safelens.evaluate.answers import Answer
 from safelens.evaluate.cost import costs
 from safelens.evaluate.metrics import measure
 from safelens.evaluate.routing import route
-from safelens.evaluate.spread import spread
 from safelens.evaluate.sweep import GRID, Sweep, sweep
+from safelens.policy import SAFE
 from safelens.reliability import ece, reliability
 from safelens.risk import check_promise, control_risk
 from safelens.thresholds import Thresholds
@@ -63,7 +64,7 @@ class World:
     @classmethod
     def of(cls, root: Path) -> World:
         """Read both."""
-        return cls(videos(TEST.folder(root)), videos(CHOICE.folder(root)))
+        return cls(records_of(TEST.folder(root)), records_of(CHOICE.folder(root)))
 
 
 def given(stage: Stage, root: Path, name: str) -> Answers:
@@ -87,7 +88,7 @@ class SeedAnswers:
         records = self.world.choice[:CHOSEN_ON]
         first = [gflops(s1[r.id]) for r in records]
         second = [gflops(s2[r.id]) for r in records]
-        right = [bool(s2[r.id].label in (r.labels or ("safe",))) for r in records]
+        right = [bool(s2[r.id].label in (r.labels or (SAFE,))) for r in records]
         points = operating_points(
             _screened(*probabilities(s1, records)),
             right,
@@ -138,11 +139,11 @@ def probabilities(answers: Answers, records: Sequence[Record]) -> tuple[Floats, 
     return p, class_sets([r.labels for r in records], labels)
 
 
-def accuracy(records: Sequence[Record], answers: Answers) -> dict[str, float]:
-    """Of each class, their mean, and macro F1."""
+def accuracy(records: Sequence[Record], answers: Answers) -> dict[str, float | None]:
+    """Of each class (None where no video is of it), their mean, and macro F1."""
     found = measure(records, answers, policy()).single_label
     return {
-        **{name: figures.accuracy or 0.0 for name, figures in found.classes.items()},
+        **{name: figures.accuracy for name, figures in found.classes.items()},
         "avg_acc": found.avg_acc,
         "macro_f1": found.macro_f1,
     }
@@ -187,16 +188,6 @@ def _screened(p: Floats, truth: np.ndarray) -> Screening:
     return Screening.from_probabilities(p, truth, np.ones(len(p), bool))
 
 
-def over_seeds(found: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """Each figure's values with mean and deviation."""
-    return {name: listed([one[name] for one in found]) for name in found[0]}
-
-
-def listed(values: Sequence[float]) -> dict[str, Any]:
-    """Values, one a seed, with mean and sample standard deviation."""
-    return {"values": list(values), **spread(values)}
-
-
 def figures(seeds: int, root: Path) -> dict[str, Any]:
     """All that the report says."""
     world = World.of(root)
@@ -219,10 +210,10 @@ def figures(seeds: int, root: Path) -> dict[str, Any]:
         "videos": {"test": len(world.test), "choice": len(world.choice)},
         "avg_acc": {name: of["avg_acc"]["values"] for name, of in (by_system | trained_on).items()},
         "cascade_cost_over_s2": {
-            unit: listed([point.relative[unit] or 0.0 for point in points])
+            unit: spread([point.relative[unit] for point in points])
             for unit in ("gflops", "seconds")
         },
-        "escalated": listed([point.escalated for point in points]),
+        "escalated": spread([point.escalated for point in points]),
         "tau": [run.tau for run in runs],
         "ece": [one["ece"] for one in found],
         "risk_holds": [one["risk_holds"] for one in found],
@@ -231,8 +222,8 @@ def figures(seeds: int, root: Path) -> dict[str, Any]:
         "trained_on": trained_on,
         "costs": {
             name: {
-                "seconds": listed([c.seconds.mean for c in some if c.seconds is not None]),
-                "gflops": listed([c.gflops for c in some if c.gflops is not None]),
+                "seconds": spread([c.seconds and c.seconds.mean for c in some]),
+                "gflops": spread([c.gflops for c in some]),
             }
             for name, some in spent.items()
         },

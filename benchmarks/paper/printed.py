@@ -73,12 +73,5 @@ FILTERING: dict[str, Row] = {
 }
 """Table 8: Qwen3-VL-2B fine-tuned on either, SafeWatch-Real."""
 
-DATA: dict[str, Row] = {
-    "SafeWatch (train, filtered)": _row("13,794 2,160 3,260 8,681 2,218 2,480 15,744 48,337"),
-    "SafeWatch-Real (validation)": _row("141 57 73 99 30 84 160 644"),
-    "SafeWatch-GenAI (test)": _row("78 46 67 75 26 98 145 535"),
-}
-"""Table 2: videos of each class, and all."""
-
 SECONDS: dict[str, float] = {"SafeLens": 1.76, "SafeLens-S2": 5.02}
 """Of figure 3: per video of the test set, on a B200."""

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
-
 from benchmarks.curation import MAIN
 from benchmarks.curation import trial as curation_trial
 from recipes.stages import Stage
@@ -28,13 +26,13 @@ from recipes.tiny.__main__ import (
     TRAIN,
     VAL,
 )
+from recipes.tiny.check import answers_of, videos
 from recipes.tiny.curation import write_traces
 from recipes.tiny.data import LARGE
 from recipes.tiny.pack import pack
 from recipes.tiny.parts import FRAME_PIXELS, policy, use_all_cores
 from safelens.bundle import ClipSettings
-from safelens.data.records import Record, read_records
-from safelens.evaluate.run import run_system, take_samples
+from safelens.data.records import Record
 from safelens.evaluate.safelens_system import SafeLensSystem
 from safelens.evaluate.system import System
 from safelens.evaluate.vlm_system import VlmSystem
@@ -79,20 +77,12 @@ def ask_model(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> No
 
 def _ask(system: System, out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
     use_all_cores()
-    records = videos(needs["videos"])[: settings["clips"]]
-    with Progress() as progress:
-        samples = take_samples(records)
-        bar = progress.add_task("videos", total=len(samples))
-        run_system("system", system, samples, out, on_done=lambda: progress.advance(bar))
+    answers_of("system", system, records_of(needs["videos"])[: settings["clips"]], out)
 
 
-def videos(folder: Path) -> list[Record]:
+def records_of(folder: Path) -> list[Record]:
     """The records of a folder that `write_videos` filled, their videos absolute."""
-    file = folder / "data" / "records.jsonl"
-    return [
-        r.model_copy(update={"video": str(r.video_path(file).resolve())})
-        for r in read_records(file)
-    ]
+    return videos(folder / "data" / "records.jsonl")
 
 
 TEST = Stage("videos", write_videos, {"clips": 700, "seed": 4242})

@@ -29,6 +29,7 @@ from safelens.evaluate.explanations import explanations
 from safelens.evaluate.metrics import measure
 from safelens.evaluate.run import CASCADE, Run, run_system, take_samples
 from safelens.evaluate.safelens_system import SafeLensSystem
+from safelens.evaluate.system import System
 from safelens.policy import Policy
 from safelens.safeworld.writer import scene_of, write_dataset
 
@@ -53,24 +54,30 @@ def main() -> None:
     file = args.work / "records.jsonl"
     if not file.exists():
         write_dataset(args.work, clips=args.clips, seed=SEED, jobs=2)
-    records = [
-        r.model_copy(update={"video": str(r.video_path(file).resolve())})
-        for r in read_records(file)[: args.clips]
-    ]
+    records = videos(file)[: args.clips]
     both = SafeLensSystem("bundle", args.bundle)
     alone = SafeLensSystem("bundle", args.bundle, screen_only=True)
-    run = _answers("SafeWorld", both, records, args.work)
+    run = answers_of("SafeWorld", both, records, args.work)
     assert run.thresholds is not None
     report |= figures(records, run.answers, both.policy) | {"tau": run.thresholds.tau}
     report["real"] = {
-        folder.name: real(_answers(folder.name, alone, films(folder), args.work))
+        folder.name: real(answers_of(folder.name, alone, films(folder), args.work))
         for folder in args.videos
     }
     args.out.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
 
 
-def _answers(name: str, system: SafeLensSystem, records: list[Record], work: Path) -> Run:
+def videos(file: Path) -> list[Record]:
+    """The records of a file, their videos absolute."""
+    return [
+        r.model_copy(update={"video": str(r.video_path(file).resolve())})
+        for r in read_records(file)
+    ]
+
+
+def answers_of(name: str, system: System, records: Sequence[Record], work: Path) -> Run:
+    """What a system answers, with a progress bar; kept in `work`."""
     with Progress() as progress:
         bar = progress.add_task(name, total=len(records))
         return run_system(

@@ -21,8 +21,7 @@ class ConvolutionLayer(LinearAttentionLayer):
 
     The library keeps the last few inputs, all that the next token needs; such a state cannot be cut by
     token, and padding enters it. With every input kept, a convolution's cache is cut, forked, cropped
-    and padded as keys and values are. LFM2.5-VL-450M so keeps 10,240 numbers a token beside its
-    attention layers' 6,144; Qwen3-VL-2B keeps 57,344.
+    and padded as keys and values are; a layer then keeps D numbers a token.
     """
 
     def __init__(self) -> None:

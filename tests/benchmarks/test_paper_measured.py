@@ -4,7 +4,7 @@ import pytest
 from benchmarks.paper.measured import MOST_COST, accuracy, figures
 from benchmarks.paper.pages import written
 from benchmarks.paper.pictures import tau_picture
-from benchmarks.paper.stages import CHOICE, TEST, ZERO_SHOT, seed_of, videos
+from benchmarks.paper.stages import CHOICE, TEST, ZERO_SHOT, records_of, seed_of
 from safelens.data.records import Record, write_records
 from safelens.evaluate.answer_log import write_answers
 from safelens.evaluate.answers import Answer
@@ -159,4 +159,4 @@ def test_seeds_share_data_and_differ_in_training():
 def test_videos_are_found_from_anywhere(tmp_path):
     (tmp_path / "data").mkdir()
     write_records(tmp_path / "data" / "records.jsonl", records(1, "v"))
-    assert videos(tmp_path)[0].video == str((tmp_path / "data" / "v0.mp4").resolve())
+    assert records_of(tmp_path)[0].video == str((tmp_path / "data" / "v0.mp4").resolve())
