@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from safelens.curate.gradients import GradientCollector
-from safelens.train.sequences import Example, answer_loss
+from safelens.train.sequences import Example
 from safelens.vlm import VisionLanguageModel
 
 
@@ -66,12 +67,14 @@ class SampleLosses(nn.Module):
         ends = [start + length for length in found.lengths]
         return torch.stack(
             [
-                answer_loss(
-                    self._vlm, hidden[i, None], ids[i, None], [(end - len(e.turns[0][1]), end)]
-                )
+                self._loss(hidden[i], ids[i], end - len(e.turns[0][1]), end)
                 for i, (e, end) in enumerate(zip(batch, ends, strict=True))
             ]
         )
+
+    def _loss(self, hidden: Tensor, ids: Tensor, start: int, end: int) -> Tensor:
+        logits = self.model.lm_head(hidden[start - 1 : end - 1])
+        return F.cross_entropy(logits.double(), ids[start:end])
 
 
 @dataclass(frozen=True)

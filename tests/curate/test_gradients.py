@@ -45,6 +45,34 @@ def test_equals_plain_autograd_per_sample(vlm, examples):
             assert error < 1e-4, name
 
 
+def test_exact_where_the_model_is_sure(vlm_dir, examples, policy):
+    """In float32 one minus a probability near one keeps few digits; the gradient is made of it."""
+    video = examples[1][0].video
+    prompt, answer = examples[1][0].turns[0]
+    single, double = (
+        VisionLanguageModel.load(vlm_dir, dtype=dtype, frame_pixels=48 * 48)
+        for dtype in (torch.float32, torch.float64)
+    )
+    turns = Turns(double, policy)
+    sure = Example(video, ((prompt, answer[:1]),))
+    with torch.enable_grad():
+        scored = teacher_forced(double, turns.head, [sure])
+        [(start, _)] = scored.answers[0]
+        state = scored.hidden[0, start - 1]
+        weight = torch.zeros_like(double.model.lm_head.weight)
+        # not along all of the state: the norm before it lets no such gradient through
+        some = state.detach() * (torch.arange(len(state)) < len(state) // 2)
+        weight[answer[0]] = 20 * some / some.square().sum()
+        loss = torch.nn.functional.cross_entropy((weight @ state)[None], answer[:1])
+        layers = GradientCollector(double, turns.layout.head).layers.values()
+        wanted = torch.autograd.grad(loss, [layer.weight for layer in layers])
+    single.model.lm_head.weight = torch.nn.Parameter(weight.float())
+    found = GradientCollector(single, turns.layout.head)([sure])
+    assert 0 < loss < 1e-4
+    for mine, truth in zip(found.weights(), wanted, strict=True):
+        assert (mine[0] - truth).norm() < 1e-4 * truth.norm()
+
+
 def test_batched_and_single_agree(vlm, examples):
     turns, batch = examples
     collector = GradientCollector(vlm, turns.layout.head)

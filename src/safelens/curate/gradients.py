@@ -164,7 +164,8 @@ class GradientCollector:
 
     def _loss(self, hidden: Tensor, ids: Tensor, length: int, answer: int) -> Tensor:
         logits = self._vlm.model.lm_head(hidden[length - answer - 1 : length - 1])
-        return F.cross_entropy(logits.float(), ids[length - answer : length])
+        # float64: where the model is sure, its gradient is one minus a probability that rounds to one
+        return F.cross_entropy(logits.double(), ids[length - answer : length])
 
     def _entering(
         self, inputs: dict[str, Tensor], cache: Cache | None = None
@@ -209,5 +210,6 @@ class GradientCollector:
 def _causal(head: int, own: Tensor) -> Tensor:
     """An additive mask (1, 1, L, head + L) for states (B, L, D): all of the head, and what came before."""
     length = own.shape[1]
-    mask = torch.full((length, head + length), torch.finfo(own.dtype).min, device=own.device)
-    return mask.to(own.dtype).triu(head + 1)[None, None]
+    least = torch.finfo(own.dtype).min
+    mask = torch.full((length, head + length), least, dtype=own.dtype, device=own.device)
+    return mask.triu(head + 1)[None, None]
