@@ -47,11 +47,11 @@ def written(report: Mapping[str, Any]) -> str:
         "",
         "## Tables 3 and D: accuracy of each class",
         "",
-        *_table(
+        *table(
             [
-                *(_ours(OURS[name], report["systems"][name]) for name in OURS),
-                *(_printed(f"{LIKE[n]}, SafeWatch-GenAI", TEST[LIKE[n]]) for n in OURS),
-                *(_printed(f"{LIKE[n]}, SafeWatch-Real", VALIDATION[LIKE[n]]) for n in OURS),
+                *(ours(OURS[name], report["systems"][name]) for name in OURS),
+                *(printed(f"{LIKE[n]}, SafeWatch-GenAI", TEST[LIKE[n]]) for n in OURS),
+                *(printed(f"{LIKE[n]}, SafeWatch-Real", VALIDATION[LIKE[n]]) for n in OURS),
             ]
         ),
         "",
@@ -59,10 +59,10 @@ def written(report: Mapping[str, Any]) -> str:
         "",
         "## Table 8: the plain model, trained on all labels and on those that influence kept",
         "",
-        *_table(
+        *table(
             [
-                *(_ours(name, report["trained_on"][name]) for name in ("unfiltered", "filtered")),
-                *(_printed(f"{name}, SafeWatch-Real", row) for name, row in FILTERING.items()),
+                *(ours(name, report["trained_on"][name]) for name in ("unfiltered", "filtered")),
+                *(printed(f"{name}, SafeWatch-Real", row) for name, row in FILTERING.items()),
             ]
         ),
         "",
@@ -83,7 +83,8 @@ def written(report: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(rows: Sequence[tuple[str, str, Row]]) -> list[str]:
+def table(rows: Sequence[tuple[str, str, Row]]) -> list[str]:
+    """Lines of a table of accuracies; a row is its name, whose it is, and the cells of `COLUMNS`."""
     head = ["", "", *COLUMNS]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return lines + [
@@ -91,12 +92,14 @@ def _table(rows: Sequence[tuple[str, str, Row]]) -> list[str]:
     ]
 
 
-def _ours(name: str, found: Mapping[str, Any]) -> tuple[str, str, Row]:
+def ours(name: str, found: Mapping[str, Any]) -> tuple[str, str, Row]:
+    """A row that was measured here, from its classes' and means' values."""
     cells = [per_cent(found[key]) for key in (*CLASSES, "avg_acc", "macro_f1")]
     return name, "ours", tuple(cells)
 
 
-def _printed(name: str, row: Row) -> tuple[str, str, Row]:
+def printed(name: str, row: Row) -> tuple[str, str, Row]:
+    """A row that the paper prints."""
     return name, PAPER, row
 
 

@@ -1,18 +1,20 @@
 """The report's pictures as SVG files.
 
-Knows curves. Knows nothing of where their values come from.
+Knows curves and points. Knows nothing of where their values come from.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 
 from safelens.evaluate.plots import INK, LINES
 
 _STYLE = {"svg.fonttype": "none", "svg.hashsalt": "safelens", "text.color": INK, "font.size": 10}
+_MARKERS = "osD^"
 
 
 def tau_picture(rows: Sequence[Mapping[str, float | None]]) -> str:
@@ -38,8 +40,43 @@ def tau_picture(rows: Sequence[Mapping[str, float | None]]) -> str:
             ms=3,
         )
         right.set(xlabel="GFLOPs per video", ylabel="Avg ACC")
-        for axes in (left, right):
-            axes.spines[["top", "right"]].set_visible(False)
-        target = io.BytesIO()
-        figure.savefig(target, format="svg", metadata={"Date": None})
+        return _svg(figure)
+
+
+def grid_picture(pairs: Sequence[Mapping[str, Any]]) -> str:
+    """S2's accuracy over seconds and over operations, by embedder and reasoner (the paper's figure 5)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(pair["reasoner"] for pair in pairs))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8.4, 3.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(1, 2, sharey=True)
+        units = (("seconds", "Seconds per video"), ("gflops", "GFLOPs per video"))
+        for axes, (unit, title) in zip(panels, units, strict=True):
+            for pair in pairs:
+                if pair[unit]["mean"] is not None:
+                    axes.plot(
+                        pair[unit]["mean"],
+                        pair["accuracy"]["avg_acc"]["mean"],
+                        color=LINES[names.index(pair["reasoner"])],
+                        marker=_MARKERS[names.index(pair["embedder"])],
+                        linestyle="none",
+                        label=f"{pair['embedder']}, {pair['reasoner']}",
+                    )
+            axes.set(xlabel=title)
+        panels[0].set(ylabel="Avg ACC")
+        handles, labels = panels[1].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, title="Embedder, reasoner", loc="outside right center", frameon=False
+        )
+        return _svg(figure)
+
+
+def _svg(figure: Any) -> str:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    target = io.BytesIO()
+    figure.savefig(target, format="svg", metadata={"Date": None})
     return target.getvalue().decode()

@@ -72,6 +72,28 @@ def learn_to_see(out: Path, settings: dict[str, Any], needs: dict[str, Path]) ->
     _train(vlm, records, out, settings, needs, task_of, texts_at, auxiliary=0.0)
 
 
+def learn_to_see_from(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
+    """Stage: as `learn_to_see`, from a model of any family that the stage "untrained" left.
+
+    The same clips and texts in the same order, written out anew: what is written in `learn_to_see` is in the
+    digest of finished stages.
+    """
+    vlm = load_vlm(needs["untrained"])
+    records = sets_of(needs)["train"].records("train")
+    told = readable(records)
+
+    def texts_at(number: int) -> list[Text]:
+        rng = random.Random(f"{SEED}/see/{number}")
+        if number % 2:
+            return [repeated(rng) for _ in range(2 * settings["batch"])]
+        return [quoted(rng, told, most=3) for _ in range(settings["batch"])]
+
+    def task_of(number: int) -> Task:
+        return "see" if number % 8 in (0, 3, 6) else "read"
+
+    _train(vlm, records, out, settings, needs, task_of, texts_at, auxiliary=0.0)
+
+
 def learn_to_tell(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
     """Stage: from frames to whole clips, and the form of an answer; still without any label.
 

@@ -25,18 +25,21 @@ def pack(
     """Pack, in place of what lies there; its card, written by hand, is kept.
 
     Args:
-        folders: Of the stages embedder, captioner, fast and reasoner.
+        folders: Of the stages embedder, captioner, fast and reasoner; with "second", S2's own model and its
+            adapter, in place of the last.
         out: The bundle.
         outside_domain: What becomes of a clip that the guard does not know.
     """
     card = out / "card.md"
+    second = folders.get("second")
     parts = Parts(
         model=str(folders["embedder"] / "model"),
         captioner=str(folders["captioner"] / "model"),
         policy=policy(),
         probe=folders["fast"] / "probe",
         domain=folders["fast"] / "domain.safetensors",
-        adapter=str(folders["reasoner"] / "adapter"),
+        reasoner=None if second is None else str(second / "model"),
+        adapter=str((second or folders["reasoner"]) / "adapter"),
         card=card.read_text() if card.exists() else None,
     )
     settings = {
