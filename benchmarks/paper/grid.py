@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.curation import over_seeds, spread
 from benchmarks.paper.backbones import CLIPS, FAMILIES, PAIRS, pair
-from benchmarks.paper.measured import accuracy, given, listed, over_seeds
-from benchmarks.paper.stages import TEST, videos
+from benchmarks.paper.measured import accuracy, given
+from benchmarks.paper.stages import TEST, records_of
 from safelens.data.records import Record
 from safelens.evaluate.cost import costs
 
@@ -22,7 +23,7 @@ def grid_figures(root: Path) -> dict[str, Any]:
     Args:
         root: Where the stages' results are; all pairs must have answered.
     """
-    records = videos(TEST.folder(root))[:CLIPS]
+    records = records_of(TEST.folder(root))[:CLIPS]
     return {
         "videos": len(records),
         "s1": [
@@ -44,6 +45,6 @@ def _measured(
     spent = costs(list(answers.values()))
     return {
         "accuracy": over_seeds([accuracy(records, answers)]),
-        "seconds": listed([] if spent.seconds is None else [spent.seconds.mean]),
-        "gflops": listed([] if spent.gflops is None else [spent.gflops]),
+        "seconds": spread([spent.seconds and spent.seconds.mean]),
+        "gflops": spread([spent.gflops]),
     }

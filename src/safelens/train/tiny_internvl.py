@@ -79,7 +79,7 @@ def build_internvl(
     config = InternVLConfig(
         text_config=_TEXT | {"vocab_size": len(tokenizer)} | dict(text or {}),
         vision_config=_VISION | dict(vision or {}),
-        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_token_id=tokenizer.get_vocab()["<IMG_CONTEXT>"],
         image_seq_length=_TOKENS,
     )
     model = InternVLForConditionalGeneration(config)

@@ -84,7 +84,7 @@ def build_lfm2_vl(
         text_config=_TEXT | sizes | dict(text or {}),
         vision_config=_VISION | dict(vision or {}),
         projector_hidden_size=96,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_id=tokenizer.get_vocab()["<image>"],
     )
     model = Lfm2VlForConditionalGeneration(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
