@@ -115,7 +115,8 @@ class LabelReader:
             copies.spent = spent
             hidden = self.vlm.extend(copies, ids)
             last = hidden[torch.arange(len(ids)), ends]
-            found.append(self.vlm.choice_probability(last, (prompts.TRUE, prompts.FALSE), spent))
+            self.vlm.charge(spent, 0, 0, read=len(last))
+            found.append(self.vlm.choice(self.vlm.logits(last), (prompts.TRUE, prompts.FALSE)))
         p = torch.cat(found).double().cpu()
         odds = p / (1 - p).clamp(min=1e-9)
         return (torch.cat([odds, odds.new_ones(1)]) / (1 + odds.sum())).float()

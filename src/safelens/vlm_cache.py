@@ -87,7 +87,7 @@ class Context:
     @property
     def rows(self) -> int:
         """Number of sequences held."""
-        return len(_states(self.cache)[0][0])
+        return len(states_of(self.cache)[0][0])
 
     def fork(self, rows: int = 1) -> Context:
         """A copy repeated over ``rows`` that can be continued freely; what it costs is its own."""
@@ -106,12 +106,12 @@ class Context:
     @staticmethod
     def stack(contexts: Sequence[Context]) -> Context:
         """Rows of equal length as one batch that goes on at the first one's position."""
-        layers = zip(*(_states(c.cache) for c in contexts), strict=True)
+        layers = zip(*(states_of(c.cache) for c in contexts), strict=True)
         together = ([torch.cat(kinds) for kinds in zip(*rows, strict=True)] for rows in layers)
         return Context(_cache_of(together), contexts[0].position)
 
     def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Context:
-        layers = ([change(states) for states in layer] for layer in _states(self.cache))
+        layers = ([change(states) for states in layer] for layer in states_of(self.cache))
         return Context(_cache_of(layers), self.position)
 
     def crop(self, tokens: int) -> None:
@@ -175,7 +175,7 @@ class Prefilled:
         return [whole.select(row, [(0, base), (base + a, base + b)]) for a, b in self.blocks(row)]
 
 
-def _states(cache: Cache) -> list[tuple[torch.Tensor, ...]]:
+def states_of(cache: Cache) -> list[tuple[torch.Tensor, ...]]:
     """What each layer holds, all of it with rows in dimension 0 and tokens in 2."""
     layers: list[Any] = cache.layers
     return [
