@@ -6,7 +6,7 @@ from transformers import DynamicCache
 
 from safelens.vlm import VisionLanguageModel
 from safelens.vlm_cache import Context
-from safelens.vlm_decoding import Decoding, Lookup, Step, alone, greedy, reply
+from safelens.vlm_decoding import Decoding, Phrases, Step, alone, greedy, reply
 
 torch.set_num_threads(1)
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
@@ -173,16 +173,45 @@ def test_quoting_takes_fewer_passes(adapted, clips, monkeypatch):
 
 
 def test_guesses():
-    lookup = Lookup([1, 2, 3, 4, 9, 2, 3, 5])
-    assert lookup.guess(3) == ()
-    lookup.append(2)
-    lookup.append(3)
-    assert lookup.guess(3) == [5, 2, 3]  # where they stood last
-    lookup.append(4)
-    assert lookup.guess(2) == [9, 2]  # three tokens say more than two
-    assert lookup.guess(0) == ()
-    lookup.append(8)
-    assert lookup.guess(2) == ()
+    phrases = Phrases()
+    phrases.add([1, 2, 3, 4, 9, 2, 3, 5])
+    assert phrases.after([7, 2, 3], 7) == (5,)  # where they stood last
+    assert phrases.after([1, 2, 3], 2) == (4, 9)  # three tokens say more than two
+    assert phrases.after([2, 3], 0) == ()
+    assert phrases.after([3], 5) == phrases.after([], 5) == phrases.after([5, 5], 5) == ()
+    text = [1, 2, 3, 4, 9, 2, 3, 5, 6, 7]
+    phrases.add(text, known=8)
+    whole = Phrases()
+    whole.add(text)
+    for end in range(2, len(text)):
+        assert phrases.after(text[:end], 4) == whole.after(text[:end], 4) != ()
+    newer = Phrases(whole)
+    newer.add([2, 3, 8])
+    assert newer.after([2, 3], 1) == (8,)
+    assert newer.after([9, 2, 3], 1) == (5,)  # the longer run is an earlier text's
+    few = Phrases(most=4)
+    few.add(range(10))
+    assert few.after([1, 2], 1) == ()
+    assert few.after([7, 8], 1) == (9,)
+
+
+def test_an_answer_that_was_given_before_is_guessed(adapted, clips, monkeypatch):
+    vlm, clip = adapted, clips[2]
+    answers, widths, texts = Phrases(), [], []
+    passes = vlm.extend_slots
+
+    def counting(slots, rows, tokens, **options):
+        widths[-1].append(tokens.shape[1])
+        return passes(slots, rows, tokens, **options)
+
+    monkeypatch.setattr(vlm, "extend_slots", counting)
+    for _ in range(2):
+        widths.append([])
+        limits = {"max_new_tokens": 20, "answers": answers}
+        texts.append(written_then(vlm, asked(vlm, clip), [1], **limits)[0])
+    assert texts[0] == texts[1]
+    assert len(widths[1]) <= 5
+    assert len(widths[0]) > len(widths[1])
 
 
 # -- several sequences ----------------------------------------------------------------------------
@@ -196,7 +225,7 @@ def recording(steps):
     return found
 
 
-def test_sequences_that_come_and_go_are_as_alone(model, clips):
+def test_sequences_that_come_and_go_are_as_alone(model, clips, monkeypatch):
     """Unequal lengths, unequal steps, tokens taken back, long steps, more sequences than slots."""
     vlm = model
     text = vlm.ids(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ from safelens.video import Clip
 from safelens.vlm import VisionLanguageModel
 from safelens.vlm_cache import Context
 from safelens.vlm_cost import Spent
-from safelens.vlm_decoding import Program, Step, Written, alone, greedy
+from safelens.vlm_decoding import Decoding, Phrases, Program, Step, Written, alone, greedy
 
 ADAPTER = "deliberate"
 _BEGIN = "DESCRIPTION:"
@@ -79,6 +80,7 @@ class Deliberator:
         self._options = {
             flag: vlm.ids(text).tolist() for flag, text in ((True, TRUE), (False, FALSE))
         }
+        self._answers = Phrases()
         self._newline = vlm.ids("\n").tolist()
 
     def read_video(self, clip: Clip) -> Context:
@@ -87,6 +89,10 @@ class Deliberator:
             self._head = self.vlm.prefill_text(self.parts.head)
         videos = self.vlm.encode_videos([clip.frames], [clip.timestamps])
         return self.vlm.prefill_videos(self._head, videos, self.parts.tail).context(0)
+
+    def decoding(self) -> Decoding[Any, Deliberated]:
+        """A batch in which the programs of several videos can run."""
+        return Decoding(self.vlm, adapter=self.adapter)
 
     def deliberate(
         self, context: Context, captions: Sequence[Caption], scores: Mapping[str, float] | None
@@ -125,7 +131,13 @@ class Deliberator:
         opening = self.vlm.ids(request + self.parts.closing + _BEGIN).tolist()
         logits = yield Step(opening, [len(opening) - 1])
         reasoning = yield from greedy(
-            self.vlm, spent, logits, opening, max_new_tokens=self.max_new_tokens, stop=_STOP
+            self.vlm,
+            spent,
+            logits,
+            opening,
+            max_new_tokens=self.max_new_tokens,
+            stop=_STOP,
+            answers=self._answers,
         )
         flags, found = yield from self._answer(reasoning, scores)
         guardrail = prompts.guardrail_answer(self.policy, [n for n, flag in flags.items() if flag])

@@ -7,8 +7,8 @@ domain guard. Does not know tau, nor what happens to a clip of which it is unsur
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, Protocol
 
 import numpy as np
@@ -146,10 +146,14 @@ class Screened:
     row: int
     steps: list[list[float]] | None = None
 
-    @cached_property
+    @property
     def context(self) -> Context:
-        """The cache up to the question's end, which S2 continues; copied at first use."""
+        """A copy of the cache up to the question's end, for S2 to continue."""
         return self.prefilled.context(self.row)
+
+    def apart(self) -> Screened:
+        """The same without the rest of the batch, which can then be forgotten."""
+        return replace(self, prefilled=self.prefilled.alone(self.row), row=0)
 
     @property
     def spent(self) -> Spent:

@@ -71,6 +71,8 @@ class VisionLanguageModel:
         self.frame_pixels = frame_pixels
         self._lock = threading.RLock()
         self._adapters: dict[str, int] = {}
+        self._on: str | None = None
+        self._tuned: list[Any] = []
 
     @classmethod
     def load(
@@ -135,6 +137,8 @@ class VisionLanguageModel:
             ModelLoadError: the adapter is missing, was made for another model, or changes the
                 vocabulary's head, which is read without adapters.
         """
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
         with self._lock, loading(source) as (found, local):
             weights = adapter_weights(found, local)
             self.model.load_adapter(str(weights.parent), adapter_name=name)
@@ -144,6 +148,7 @@ class VisionLanguageModel:
             parameters = dict(self.model.named_parameters())
             check_adapter(source, weights, name, parameters)
             self._adapters[name] = lora_weights(name, parameters)
+            self._tuned = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
 
     # -- texts and frames to inputs -------------------------------------------------------------
 
@@ -230,7 +235,7 @@ class VisionLanguageModel:
     def prefill_text(self, text: str) -> Context:
         """Run a text from nothing: the head of a prompt, once per policy."""
         context = Context.empty(self.model.config)
-        with self._lock, self._only(None):
+        with self.only(None):
             self._text(context, self.ids(text)[None])
         return context
 
@@ -242,7 +247,7 @@ class VisionLanguageModel:
         padding that comes after it, so no mask is needed and single and batched runs agree.
         """
         tail_ids = self.ids(tail)
-        with self._lock, self._only(None):
+        with self.only(None):
             rows = self.video_rows(head.position, videos, [tail_ids] * len(videos))
             cache = head.fork(len(videos)).cache
             with self._seeing() as seen:
@@ -278,7 +283,7 @@ class VisionLanguageModel:
         Raises:
             ValueError: no adapter of that name is loaded.
         """
-        with self._lock, self._only(adapter):
+        with self.only(adapter):
             ids = ids.expand(context.rows, -1) if ids.ndim == 1 else ids
             return self._text(context, ids, adapter=adapter)
 
@@ -300,7 +305,7 @@ class VisionLanguageModel:
         Raises:
             ValueError: no adapter of that name is loaded.
         """
-        with self._lock, self._only(adapter):
+        with self.only(adapter):
             positions, seen = slots.open(rows, ids.shape[1], self.device)
             mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device)
             inputs = {
@@ -394,17 +399,29 @@ class VisionLanguageModel:
             handle.remove()
 
     @contextlib.contextmanager
-    def _only(self, adapter: str | None) -> Iterator[None]:
-        """Exactly this adapter on, or none; the lock is held."""
-        if adapter is None:
-            yield
+    def only(self, adapter: str | None) -> Iterator[None]:
+        """Exactly this adapter on, or none, and the model to oneself, for passes that follow each other.
+
+        Raises:
+            ValueError: no adapter of that name is loaded.
+        """
+        with self._lock:
+            before = self._on
+            self._switch(adapter)
+            try:
+                yield
+            finally:
+                self._switch(before)
+
+    def _switch(self, adapter: str | None) -> None:
+        if adapter == self._on:
             return
-        if adapter not in self._adapters:
+        if adapter is not None and adapter not in self._adapters:
             known = ", ".join(sorted(self._adapters)) or "none"
             raise ValueError(f"adapter {adapter!r} is not loaded; loaded: {known}")
-        self.model.enable_adapters()
-        self.model.set_adapter(adapter)
-        try:
-            yield
-        finally:
-            self.model.disable_adapters()
+        # layer by layer: the library's own switch looks for all of them, and peft's version, every time
+        for layer in self._tuned:
+            if adapter is not None:
+                layer.set_adapter(adapter)
+            layer.enable_adapters(adapter is not None)
+        self._on = adapter

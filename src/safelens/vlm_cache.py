@@ -6,7 +6,7 @@ Knows keys, values, positions and costs of sequences. Runs no model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -143,6 +143,22 @@ class Prefilled:
     _cache: Cache
     _positions: list[int]
     _videos: list[EncodedVideo]
+
+    def alone(self, row: int) -> Prefilled:
+        """A copy of one row, without its padding; what it costs is charged to the same meter."""
+        length, video = self.lengths[row], self._videos[row]
+        whole = Context(self._cache, self._positions[row])
+        return Prefilled(
+            hidden=self.hidden[row : row + 1, :length].clone(),
+            lengths=[length],
+            tail_length=self.tail_length,
+            head_length=self.head_length,
+            spent=[self.spent[row]],
+            vision=[self.vision[row].clone()],
+            _cache=whole.select(row, [(0, self.head_length + length)]).cache,
+            _positions=[self._positions[row]],
+            _videos=[replace(video, pixels=video.pixels.clone())],
+        )
 
     def context(self, row: int) -> Context:
         """A copy of one row's cache, without its padding, ready to be continued."""

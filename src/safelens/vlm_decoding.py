@@ -147,9 +147,10 @@ class Decoding(Generic[Key, Result]):
         short = [i for i, one in enumerate(self._running) if len(one.step.ids) <= _LONG]
         alone = [[i] for i, one in enumerate(self._running) if len(one.step.ids) > _LONG]
         ended: list[int] = []
-        for numbers in [short, *alone]:
-            if numbers:
-                ended += self._pass(numbers)
+        with self._vlm.only(self._adapter):
+            for numbers in [short, *alone]:
+                if numbers:
+                    ended += self._pass(numbers)
         for number in sorted(ended, reverse=True):
             self._slots.remove(number)
             self._running[number] = self._running[-1]
@@ -273,6 +274,7 @@ def greedy(
     *,
     max_new_tokens: int,
     stop: str | None = None,
+    answers: Phrases | None = None,
 ) -> Generator[Step, torch.Tensor, Written]:
     """Greedy decoding until the end-of-turn token, the ``stop`` text if any, or the budget: part of a program.
 
@@ -286,26 +288,30 @@ def greedy(
         source: tokens that the model may quote, such as those of its prompt.
         max_new_tokens: budget; reaching it is no error.
         stop: text at which decoding ends.
+        answers: earlier ones, to which this one is added.
 
     Returns:
         The program's next step must drop, and run first, what it says.
     """
-    lookup = Lookup(source)
+    phrases = Phrases(answers)
+    phrases.add(source)
     ids: list[int] = []
     guess: Sequence[int] = ()
 
     def written(keep: int, drop: int, missing: Sequence[int] = ()) -> Written:
         spent.generated += keep
+        if answers is not None:
+            answers.add([*source[-DRAFT:], *ids[:keep]])
         return Written(vlm.text(ids[:keep]), drop, missing)
 
     ends = vlm.end_tokens
     while True:
+        kept = 0
         for kept, token in enumerate(logits.argmax(-1).tolist()):
             # in the cache: of `ids` all but those behind `kept` guesses, then the guesses not confirmed
             if token in ends or len(ids) == max_new_tokens:
                 return written(len(ids), len(guess) - kept)
             ids.append(token)
-            lookup.append(token)
             confirmed = kept < len(guess) and guess[kept] == token
             if stop is not None and (at := vlm.text(ids).find(stop)) >= 0:
                 keep = max(n for n in range(len(ids)) if len(vlm.text(ids[:n])) <= at)
@@ -317,7 +323,9 @@ def greedy(
             if not confirmed:
                 break
         drop = len(guess) - kept
-        guess = lookup.guess(min(DRAFT, max_new_tokens - len(ids) - 1))
+        seen = [*source[-DRAFT:], *ids]
+        phrases.add(seen, known=len(seen) - kept - 1)
+        guess = phrases.after(seen, min(DRAFT, max_new_tokens - len(ids) - 1))
         step = [ids[-1], *guess]
         logits = yield Step(step, range(len(step)), drop=drop, own=len(step))
 
@@ -331,35 +339,39 @@ def reply(
     return written.text
 
 
-class Lookup:
-    """Guesses what follows from where the last tokens stood before (prompt lookup decoding).
+class Phrases:
+    """What followed where, in texts seen before: guesses at how another goes on (prompt lookup decoding).
+
+    An answer quotes its prompt, and answers to one question repeat each other. The longest run of last tokens
+    that is known decides, then the newer text.
 
     Args:
-        ids: tokens of a prompt.
+        earlier: texts of others, asked where these do not know.
+        most: places to remember; the oldest are forgotten first.
     """
 
-    _LENGTHS = (3, 2)
+    _LENGTHS = (6, 3, 2)
 
-    def __init__(self, ids: Sequence[int]) -> None:
-        self._ids: list[int] = []
-        self._behind: dict[tuple[int, ...], int] = {}
-        self._found: int | None = None
-        for token in ids:
-            self.append(token)
+    def __init__(self, earlier: Phrases | None = None, *, most: int = 50_000) -> None:
+        self._earlier, self._most = earlier, most
+        self._behind: dict[tuple[int, ...], Sequence[int]] = {}
 
-    def append(self, token: int) -> None:
-        """Take one more token of the sequence."""
-        self._ids.append(token)
-        self._found = None
+    def add(self, ids: Sequence[int], known: int = 0) -> None:
+        """Remember a text, of which so many first tokens are known from an earlier call."""
+        for end in range(max(1, known - DRAFT), len(ids)):
+            for length in self._LENGTHS:
+                if length <= end:
+                    place = tuple(ids[end - length : end])
+                    self._behind.pop(place, None)  # so that it counts as new
+                    self._behind[place] = tuple(ids[end : end + DRAFT])
+        while len(self._behind) > self._most:
+            self._behind.pop(next(iter(self._behind)), None)
+
+    def after(self, ids: Sequence[int], most: int) -> Sequence[int]:
+        """At most so many tokens that may follow a text; none where nothing is known."""
         for length in self._LENGTHS:
-            last = tuple(self._ids[-length:])
-            if len(last) == length:
-                before = self._behind.get(last)
-                self._found = before if self._found is None else self._found
-                self._behind[last] = len(self._ids)
-
-    def guess(self, most: int) -> Sequence[int]:
-        """At most so many tokens that followed the last three, or two, when they stood here last."""
-        if self._found is None or most < 1:
-            return ()
-        return self._ids[self._found : self._found + most]
+            place = tuple(ids[-length:])
+            for phrases in (self, self._earlier):
+                if phrases is not None and (found := phrases._behind.get(place)) is not None:
+                    return found[: max(0, most)]
+        return ()

@@ -129,6 +129,7 @@ class Slots:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @torch.inference_mode()
     def admit(self, context: Context) -> None:
         """Copy a context of one row to a new last row.
 
@@ -150,6 +151,7 @@ class Slots:
         self.lengths.append(context.length)
         self.positions.append(context.position)
 
+    @torch.inference_mode()
     def remove(self, row: int) -> None:
         """Forget a sequence; the last one takes its row."""
         last = len(self) - 1
