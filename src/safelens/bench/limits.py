@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 _WIDE = (2048, 6144)
 """Of the matrix in products: that of a Qwen3-VL-2B's widest layer."""
-_TOKENS = 2048
+_TOKENS = 512
 _BYTES = 512 * 2**20
 """Read at a time, far more than caches hold."""
 

@@ -56,8 +56,22 @@ VISION: dict[str, Any] = {
     "num_position_embeddings": 2304,
     "deepstack_visual_indexes": [5, 11, 17],
 }
+_TOKENS: dict[str, str] = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}
+FLORENCE: dict[str, Any] = {
+    "depths": [1, 1, 9, 1],
+    "embed_dim": [256, 512, 1024, 2048],
+    "num_heads": [8, 16, 32, 64],
+    "num_groups": [8, 16, 32, 64],
+    "projection_dim": 1024,
+}
+"""Its vision tower; the library's default is that of Florence-2-base."""
 FLORENCE_SIDE = 768
-"""Pixels of a frame as Florence-2-large reads it; the library's default configuration is that model's."""
+"""Pixels of a frame as it reads it."""
 RANK = 32
 """Of S2's adapter."""
 
@@ -114,13 +128,7 @@ def qwen(tokenizer_dir: Path, dtype: torch.dtype, device: str) -> tuple[Any, Any
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
     vocabulary = tokenizer.get_vocab()
-    names = {
-        "image_token_id": "<|image_pad|>",
-        "video_token_id": "<|video_pad|>",
-        "vision_start_token_id": "<|vision_start|>",
-        "vision_end_token_id": "<|vision_end|>",
-    }
-    tokens: dict[str, Any] = {key: vocabulary[name] for key, name in names.items()}
+    tokens: dict[str, Any] = {key: vocabulary[name] for key, name in _TOKENS.items()}
     config = Qwen3VLConfig(
         text_config=TEXT, vision_config=VISION, tie_word_embeddings=True, **tokens
     )
@@ -155,7 +163,9 @@ def florence(tokenizer_dir: Path, dtype: torch.dtype, device: str) -> tuple[Any,
         "decoder_start_token_id": tokenizer.bos_token_id,
     }
     text = BartConfig(vocab_size=51_289, max_position_embeddings=4096, **special)
-    config = Florence2Config(text_config=text, image_token_id=tokenizer.image_token_id, **special)
+    config = Florence2Config(
+        vision_config=FLORENCE, text_config=text, image_token_id=tokenizer.image_token_id, **special
+    )
     model = _random(Florence2ForConditionalGeneration, config, dtype, device)
     tokens = (FLORENCE_SIDE // 32) ** 2 + 1
     size = {"height": FLORENCE_SIDE, "width": FLORENCE_SIDE}
@@ -173,8 +183,8 @@ def _random(kind: Any, config: Any, dtype: torch.dtype, device: str) -> Any:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(0)
-            return kind(config).to(device)
+            return kind(config)
     finally:
         torch.set_default_dtype(before)

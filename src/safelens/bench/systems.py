@@ -126,13 +126,6 @@ class Plain:
             return None
         return next((name for name, flag in flags.items() if flag), "safe")
 
-    def clip(self, path: Path) -> Clip:
-        """A video's frames; raises what reading it raises."""
-        video = self.lens.decode(str(path))
-        if video.clip is None:
-            raise video.error or RuntimeError(f"{path}: no frames")
-        return video.clip
-
 
 class Naive(Plain):
     """Every video is asked about in words."""
@@ -143,7 +136,7 @@ class Naive(Plain):
         """See :class:`BenchSystem`."""
         done = Done()
         for path in paths:
-            clip = done.time("decode", self.clip, path)
+            clip = done.time("decode", clip_of, self.lens, path)
             inputs = done.time("prepare", self.inputs, clip, "")
             text, tokens = done.time("generate", self.generate, inputs)
             done.labels.append(self.label(text))
@@ -170,7 +163,7 @@ class PaperStyle(Plain):
         """See :class:`BenchSystem`."""
         done = Done()
         for path in paths:
-            clip = done.time("decode", self.clip, path)
+            clip = done.time("decode", clip_of, self.lens, path)
             scores = done.time("screen", self._screen, clip)
             if path not in self._unsure:
                 done.labels.append(max(scores, key=lambda name: scores[name]))
@@ -234,15 +227,27 @@ class Ours:
         return replace(done, gflops=gflops)
 
 
+def clip_of(lens: SafeLens, path: Path) -> Clip:
+    """A video's frames.
+
+    Raises:
+        VideoError: it has none.
+    """
+    video = lens.decode(str(path))
+    if video.error is not None:
+        raise video.error
+    assert video.clip is not None
+    return video.clip
+
+
 def share_unsure(lens: SafeLens, paths: Sequence[Path], share: float) -> set[Path]:
-    """Set tau so that S1 is unsure of a share of some videos, and its guard aside; gives those videos."""
+    """Set tau so that S1 is unsure of a share of some videos, its guard put aside; gives those videos.
+
+    Raises:
+        VideoError: one has no frames.
+    """
     lens.screener.guard = None
-    clips = [lens.decode(str(path)).clip for path in paths]
-    confidence = {
-        path: lens.screener.screen([clip])[0].confidence
-        for path, clip in zip(paths, clips, strict=True)
-        if clip is not None
-    }
+    confidence = {path: lens.screener.screen([clip_of(lens, path)])[0].confidence for path in paths}
     ranked = sorted(confidence, key=lambda path: confidence[path])
     count = round(share * len(ranked))
     lens.thresholds = Thresholds(confidence[ranked[count]] if count < len(ranked) else 1.01)

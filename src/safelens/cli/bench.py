@@ -68,6 +68,7 @@ def bench(
     from safelens.bundle import BundleError
     from safelens.captioner import CaptionerError
     from safelens.cascade import SafeLens, default_device
+    from safelens.video import VideoError
     from safelens.vlm import ModelLoadError
 
     where = device or default_device()
@@ -87,7 +88,7 @@ def bench(
             else:
                 lens = stack.enter_context(SafeLens.load(bundle, device=where))
             report = _measure(lens, files, repeats, escalated, length)
-    except (UsageError, BundleError, ModelLoadError, CaptionerError) as error:
+    except (UsageError, BundleError, ModelLoadError, CaptionerError, VideoError) as error:
         fail(str(error))
     except KeyboardInterrupt:
         fail("stopped; nothing was written", INTERRUPTED)
@@ -129,7 +130,7 @@ def _measure(
         systems.PaperStyle(lens, length, unsure),
         systems.Ours(lens, length),
     ]
-    readable = [clip for path in files if (clip := lens.decode(str(path)).clip) is not None]
+    clips = [systems.clip_of(lens, path) for path in files[:8]]
     for way in ways:
         way.run(files[:2])  # kernels are chosen and buffers made before the clock
     with progress("timing", repeats * len(ways)) as bar:
@@ -140,14 +141,14 @@ def _measure(
 
         report = compare.rounds(ways, files, repeats, advance)
     best = limits.measure(next(vlm.model.parameters()).dtype, vlm.device)
-    alone = compare.screening(lens, readable, 2 * repeats)
+    alone = compare.screening(lens, clips, 2 * repeats)
     report["ratio"]["s1_over_plain"] = alone.pop("s1_over_plain")
     return report | {
         "videos": len(files),
         "unsure": len(unsure),
         "s1_alone": alone,
         "limits": {"flops_per_s": best.flops, "bytes_per_s": best.bytes},
-        "share_of_limit": compare.shares(lens, readable[:8], best),
+        "share_of_limit": compare.shares(lens, clips, best),
     }
 
 
