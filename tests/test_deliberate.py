@@ -163,12 +163,13 @@ def test_reasoning_that_writes_its_own_answer_is_cut(adapted, policy):
 def test_booleans_that_s1_foresaw_take_one_pass(adapted, policy, flagged):
     """Each that it did not costs one more; the cache holds the model's own."""
     script = adapted.ids(" A park.\nEXPLANATION: none.\nGUARDRAIL").tolist()
-    s2 = Deliberator(adapted, policy, max_new_tokens=60)
     names = [c.id for c in policy.categories]
     chances = [0.9 if name in flagged else 0.2 for name in names]
     passes, texts = {}, set()
     for likely in ("violence", "safe"):
         scores = {name: 0.9 if name == likely else 0.01 for name in policy.labels}
+        # a new one each time: it would guess from the answer before
+        s2 = Deliberator(adapted, policy, max_new_tokens=60)
         found, kept, passes[likely] = played(
             adapted, s2.program([], scores, Spent()), script, chances
         )
