@@ -11,10 +11,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from safelens.chat_video import as_images
 from safelens.cli import app
 from safelens.data.records import Record, write_records
 from safelens.evaluate.answer_log import read_answers
-from safelens.evaluate.endpoint_system import as_images
 from safelens.evaluate.styles import STYLES
 from safelens.video import ClipOptions, VideoReader
 
