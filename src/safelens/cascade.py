@@ -19,6 +19,7 @@ from safelens import __version__
 from safelens.bundle import Bundle, BundleError, ClipSettings
 from safelens.outcome import Decision, Decoded, Outcome
 from safelens.policy import Policy
+from safelens.remote_deliberate import Remote, RemoteDeliberator
 from safelens.thresholds import Thresholds
 from safelens.verdict import Caption, Evidence, Provenance, Verdict
 from safelens.video import Clip, ClipOptions, VideoError, VideoReader
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from safelens.deliberate import Deliberator
     from safelens.domain import DomainGuard
     from safelens.screen import Layout, ProbeReader, Screened, Screener
+    from safelens.vlm import VisionLanguageModel
 
 BATCH = 8
 """Most videos that are screened together; twice as many are decoded ahead."""
@@ -47,7 +49,7 @@ class SafeLens:
 
     Args:
         screener: S1.
-        deliberator: S2.
+        deliberator: S2, here or on a server.
         captioner: Florence-2, or None to deliberate without captions.
         thresholds: from which confidence on S1's answer stands.
         provenance: stands in every verdict.
@@ -58,7 +60,7 @@ class SafeLens:
     def __init__(
         self,
         screener: Screener,
-        deliberator: Deliberator,
+        deliberator: Deliberator | RemoteDeliberator,
         captioner: Captioner | None,
         *,
         thresholds: Thresholds,
@@ -86,6 +88,7 @@ class SafeLens:
         policy: str | Path | Policy | None = None,
         tau: float | None = None,
         device: str | None = None,
+        remote: Remote | None = None,
     ) -> SafeLens:
         """Build from a bundle.
 
@@ -94,15 +97,16 @@ class SafeLens:
             policy: policy, file or name in place of the bundle's; its category ids must be the probe's classes.
             tau: in place of the bundle's, for all classes.
             device: where the models run; the accelerator if there is one, by default.
+            remote: the server on which S2 runs; the bundle's own reasoner is not loaded then.
 
         Raises:
             BundleError: the bundle or the policy cannot be used.
+            EndpointStop: the server's address or key cannot be used.
             ModelLoadError: a vision-language model or adapter of it cannot be loaded.
             CaptionerError: its captioner cannot be loaded.
             PolicyError: the policy file is wrong.
         """
         from safelens.captioner import Captioner
-        from safelens.deliberate import ADAPTER, Deliberator
         from safelens.screen import Screener
         from safelens.vlm import VisionLanguageModel
         from safelens.vlm_loading import quiet
@@ -113,17 +117,12 @@ class SafeLens:
         if not isinstance(chosen, Policy):
             chosen = Policy.load(chosen)
         found.check_policy(chosen)
+        server = None if remote is None else RemoteDeliberator(remote, chosen, layout=s.layout)
         device = device or default_device()
         pixels = screen.frame_pixels
         vlm = VisionLanguageModel.load(found.path(screen.model), device=device, frame_pixels=pixels)
         reader, guard = _reader_and_guard(found, vlm.hidden_size, device)
-        reasoner = vlm
-        if deliberate.model is not None:
-            reasoner = VisionLanguageModel.load(
-                found.path(deliberate.model), device=device, frame_pixels=pixels
-            )
-        if deliberate.adapter is not None:
-            reasoner.load_adapter(found.path(deliberate.adapter), ADAPTER)
+        deliberator = server or _reasoner(found, chosen, vlm, device)
         with quiet():
             captioner = Captioner.load(
                 found.path(deliberate.captioner),
@@ -133,13 +132,7 @@ class SafeLens:
         thresholds = s.thresholds if tau is None else Thresholds(tau)
         return cls(
             Screener(vlm, chosen, reader=reader, guard=guard, layout=s.layout),
-            Deliberator(
-                reasoner,
-                chosen,
-                adapter=None if deliberate.adapter is None else ADAPTER,
-                max_new_tokens=deliberate.max_new_tokens,
-                layout=s.layout,
-            ),
+            deliberator,
             captioner,
             thresholds=thresholds,
             provenance=_provenance(
@@ -149,6 +142,7 @@ class SafeLens:
                 bundle=f"{s.name} {s.version}",
                 sha256=found.sha256,
                 knows=s.knows,
+                server=server,
             ),
             clip=s.clip,
             outside_domain=s.outside_domain,
@@ -164,6 +158,7 @@ class SafeLens:
         tau: float | None = None,
         layout: Layout = "policy_first",
         device: str | None = None,
+        remote: Remote | None = None,
     ) -> SafeLens:
         """Build from any model of the `families`, without probe or training.
 
@@ -174,8 +169,10 @@ class SafeLens:
             tau: 0.9 by default.
             layout: order of the prompt.
             device: where the models run.
+            remote: the server on which S2 runs, in place of this model.
 
         Raises:
+            EndpointStop: the server's address or key cannot be used.
             ModelLoadError: the model cannot be loaded.
             CaptionerError: the captioner cannot be loaded.
             PolicyError: the policy file is wrong.
@@ -187,6 +184,7 @@ class SafeLens:
         from safelens.vlm_loading import quiet
 
         chosen = Policy.load(policy)
+        server = None if remote is None else RemoteDeliberator(remote, chosen, layout=layout)
         device = device or default_device()
         vlm = VisionLanguageModel.load(model, device=device)
         with quiet():
@@ -194,10 +192,12 @@ class SafeLens:
         thresholds = Thresholds(0.9 if tau is None else tau)
         return cls(
             Screener(vlm, chosen, layout=layout),
-            Deliberator(vlm, chosen, adapter=None, layout=layout),
+            server or Deliberator(vlm, chosen, adapter=None, layout=layout),
             eyes,
             thresholds=thresholds,
-            provenance=_provenance(chosen, thresholds, layout, bundle=f"zero-shot {model}"),
+            provenance=_provenance(
+                chosen, thresholds, layout, bundle=f"zero-shot {model}", server=server
+            ),
             clip=ClipSettings(),
         )
 
@@ -208,8 +208,10 @@ class SafeLens:
         self.close()
 
     def close(self) -> None:
-        """End the decoding process."""
+        """End the decoding process, and connections to a server."""
         self._reader.close()
+        if isinstance(self.deliberator, RemoteDeliberator):
+            self.deliberator.close()
 
     # -- moderation -------------------------------------------------------------------------------
 
@@ -293,12 +295,16 @@ class SafeLens:
         captions = self._captions(video, clip, watching)
         began = time.perf_counter()
         spent = [s1.spent, watching]
-        if self.deliberator.vlm is self.screener.vlm:
-            context = s1.context
+        if isinstance(self.deliberator, RemoteDeliberator):
+            s2 = self.deliberator.deliberate(clip, captions, s1.scores)
+        elif self.deliberator.vlm is self.screener.vlm:
+            s2 = self.deliberator.deliberate(s1.context, captions, s1.scores)
         else:
             context = self.deliberator.read_video(clip)
             spent.append(context.spent)
-        s2 = self.deliberator.deliberate(context, captions, s1.scores)
+            s2 = self.deliberator.deliberate(context, captions, s1.scores)
+        if s2.spent is not None:
+            spent.append(s2.spent)
         video.timing["deliberate"] = time.perf_counter() - began
         decision = Decision("deliberate", s2.flags, s2.scores)
         evidence = self._evidence(video, clip, s1, decision)
@@ -362,6 +368,34 @@ def _reader_and_guard(
     return reader, guard
 
 
+def _reasoner(
+    found: Bundle, policy: Policy, embedder: VisionLanguageModel, device: str
+) -> Deliberator:
+    """The bundle's S2: on the embedder's cache, or a model of its own.
+
+    Raises:
+        ModelLoadError: its model or adapter cannot be loaded.
+    """
+    from safelens.deliberate import ADAPTER, Deliberator
+    from safelens.vlm import VisionLanguageModel
+
+    settings, pixels = found.settings.deliberate, found.settings.screen.frame_pixels
+    reasoner = embedder
+    if settings.model is not None:
+        reasoner = VisionLanguageModel.load(
+            found.path(settings.model), device=device, frame_pixels=pixels
+        )
+    if settings.adapter is not None:
+        reasoner.load_adapter(found.path(settings.adapter), ADAPTER)
+    return Deliberator(
+        reasoner,
+        policy,
+        adapter=None if settings.adapter is None else ADAPTER,
+        max_new_tokens=settings.max_new_tokens,
+        layout=found.settings.layout,
+    )
+
+
 def _provenance(
     policy: Policy,
     thresholds: Thresholds,
@@ -370,6 +404,7 @@ def _provenance(
     bundle: str,
     sha256: str | None = None,
     knows: str | None = None,
+    server: RemoteDeliberator | None = None,
 ) -> Provenance:
     return Provenance(
         package=__version__,
@@ -381,6 +416,7 @@ def _provenance(
         taus=dict(thresholds.taus) or None,
         layout=layout,
         knows=knows,
+        remote=None if server is None else server.provenance,
     )
 
 

@@ -20,6 +20,7 @@ from safelens.verdict import Caption
 from safelens.video import Clip
 from safelens.vlm import VisionLanguageModel
 from safelens.vlm_cache import Context
+from safelens.vlm_cost import Spent
 
 ADAPTER = "deliberate"
 _BEGIN = "DESCRIPTION:"
@@ -36,6 +37,7 @@ class Deliberated:
         flags: category id to the model's boolean.
         scores: category id to the probability of true.
         text: the whole answer.
+        spent: what it cost, where another machine's model answered; here it is the cache's to count.
     """
 
     description: str | None
@@ -43,6 +45,7 @@ class Deliberated:
     flags: dict[str, bool]
     scores: dict[str, float]
     text: str
+    spent: Spent | None = None
 
 
 class Deliberator:
