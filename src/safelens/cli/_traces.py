@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safelens.cli._options import BAD_USAGE, FAILED, INTERRUPTED, PolicyName, fail
+from safelens.cli._options import BAD_USAGE, FAILED, INTERRUPTED, LONGEST_S, PolicyName, fail
 from safelens.cli._progress import progress
 
 if TYPE_CHECKING:
@@ -53,7 +53,9 @@ def traces(
         typer.Option(metavar="NAME", help="Environment variable that holds the API key."),
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 16,
-    timeout: Annotated[float, typer.Option(min=1.0, help="Seconds for one answer.")] = 300.0,
+    timeout: Annotated[
+        float, typer.Option(min=1.0, max=LONGEST_S, help="Seconds for one answer.")
+    ] = 300.0,
     max_attempts: Annotated[
         int,
         typer.Option(min=1, help="Texts asked for per record, each told what was wrong before."),
