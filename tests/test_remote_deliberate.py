@@ -177,10 +177,10 @@ def test_a_server_that_does_not_count_tokens(s2, given):
         ),
         ("mute", {"structured": "regex"}, r"'I cannot judge this\.'$"),
         ("null", {}, "wrote nothing"),
-        ("cut", {}, r"cut off after 50 tokens; raise --max-new-tokens"),
+        ("cut", {}, r"cut off after 50 tokens; raise --max-new-tokens, .* thoughts off$"),
         ("whole", {}, "cut off after 50 tokens"),
         ("filter", {}, "stopped because of 'content_filter'"),
-        ("quiet", {"logprobs": True}, "sent no log probabilities; leave out --logprobs"),
+        ("quiet", {"logprobs": True}, r"sent no log probabilities; leave out --logprobs$"),
     ],
 )
 def test_what_is_no_whole_answer_is_an_error_that_says_why(s2, given, behaviour, settings, why):
@@ -248,10 +248,11 @@ def test_answers_that_cannot_be_read_do_not_make_an_endpoint_down(s2, given, tol
 def test_a_refused_key_is_in_no_message(s2, given, monkeypatch):
     monkeypatch.setenv("MY_KEY", "sk-secret-4711")
     asked = s2("refuse-remote", api_key_env="MY_KEY")
-    with pytest.raises(EndpointStop, match=r"HTTP 401.*environment variable") as caught:
+    with pytest.raises(EndpointStop, match=r"v1: HTTP 401.*environment variable") as caught:
         asked.deliberate(*given)
     assert "sk-secret" not in str(caught.value)
     assert "sk-secret" not in repr(asked.provenance)
+    assert s2("x/", base_url=f"{asked.provenance.base_url}/").provenance == asked.provenance
 
 
 def test_threads_share_it_and_no_more_requests_than_allowed_are_open(s2, clips, given, told):

@@ -22,7 +22,7 @@ from safelens.chat_thread import ChatThread
 from safelens.chat_video import Frames, chat_about
 from safelens.endpoint import Endpoint, open_client
 from safelens.policy import Policy
-from safelens.prompts import ParseError
+from safelens.prompts import ParseError, Response
 from safelens.verdict import Caption, RemoteModel
 from safelens.video import Clip
 from safelens.vlm_cost import Spent
@@ -47,9 +47,13 @@ class Remote(Endpoint):
     frames: Frames = "images"
     """How frames are sent; "video" is for video models in vLLM."""
     structured: Structured = "none"
-    """How the server is asked to keep the answer's form; see `answer_form`."""
+    """How the server is asked to keep the answer's form; see `form_fields`."""
     logprobs: bool = False
     """Ask how probable each boolean was; else the category scores are the booleans, 1 or 0."""
+    timeout_s: float = Field(default=120.0, gt=0, allow_inf_nan=False)
+    """For one whole answer; less patient than a run that writes or judges, since a video waits for it."""
+    retries: int = Field(default=3, ge=0)
+    """Of a request whose failure may pass."""
 
 
 class RemoteDeliberator:
@@ -74,8 +78,10 @@ class RemoteDeliberator:
         self.concurrency = remote.concurrency
         self.policy = policy
         self._remote = remote
-        self._where = f"{remote.model} at {remote.base_url}"
-        self._chat = ChatThread(open_client(remote))
+        client = open_client(remote)
+        self._address = client.base_url
+        self._where = f"{remote.model} at {client.base_url}"
+        self._chat = ChatThread(client)
         self._failures = _Failures(self._where)
         self._question = prompts.question(policy)
         self._system: str | None = prompts.policy_prompt(policy)
@@ -91,7 +97,7 @@ class RemoteDeliberator:
         """What stands in verdicts; no key is in it."""
         return RemoteModel(
             engine="openai",
-            base_url=self._remote.base_url,
+            base_url=self._address,
             model=self._remote.model,
             frames=self._remote.frames,
             structured=self._remote.structured,
@@ -115,31 +121,38 @@ class RemoteDeliberator:
         """
         from safelens.deliberate import Deliberated
 
+        self._failures.check()
         request = prompts.deliberation_request(self.policy, captions, scores)
         messages, fields = chat_about(
             clip, self._remote.frames, system=self._system, question=self._question + request
         )
-        self._failures.check()
         try:
             reply = self._chat.ask(messages, **self._fields, **fields)
         except (EndpointError, EndpointStop) as error:
-            self._failures.add(error)
-            raise type(error)(f"{self._where}: {' '.join(str(error).split())}") from error
+            why = " ".join(str(error).removeprefix(f"{self._address}: ").split())
+            self._failures.add(why)
+            raise type(error)(f"{self._where}: {why}") from error
         self._failures.clear()
         text = prompts.without_thoughts(reply.text)
-        hint = ""
-        if self._remote.structured == "none":
-            hint = "; --structured makes a server that can keep the form"
         try:
             _check_whole(reply, text)
-            found = prompts.parse_response(self.policy, text)
+            found = self._parse(text)
             probabilities = self._scores(reply, found.flags)
         except ParseError as error:
-            raise ParseError(f"{self._where} gave no answer that counts: {error}{hint}") from error
+            raise ParseError(f"{self._where} gave no answer that counts: {error}") from error
         spent = Spent(reply.prompt_tokens or 0, reply.completion_tokens or 0, math.nan)
         return Deliberated(
             found.description, found.explanation, found.flags, probabilities, text, spent
         )
+
+    def _parse(self, text: str) -> Response:
+        try:
+            return prompts.parse_response(self.policy, text)
+        except ParseError as error:
+            if self._remote.structured != "none":
+                raise
+            hint = "--structured makes a server that can keep the form"
+            raise ParseError(f"{error}; {hint}") from error
 
     def _scores(self, reply: Reply, flags: dict[str, bool]) -> dict[str, float]:
         if not self._remote.logprobs:
@@ -191,12 +204,12 @@ class _Failures:
                     )
                 self._again = now + PAUSE_S
 
-    def add(self, error: Exception) -> None:
+    def add(self, why: str) -> None:
         """A video got no answer."""
         with self._lock:
             self._in_a_row += 1
             self._again = time.monotonic() + PAUSE_S
-            self._last = " ".join(str(error).split())
+            self._last = why
 
     def clear(self) -> None:
         """A video got an answer."""

@@ -94,7 +94,7 @@ MaxNewTokens = Annotated[
 Timeout = Annotated[
     float | None,
     typer.Option(
-        "--timeout", min=1.0, max=LONGEST_S, help="Seconds for one answer.", show_default="300"
+        "--timeout", min=1.0, max=LONGEST_S, help="Seconds for one answer.", show_default="120"
     ),
 ]
 _KEYS = {
