@@ -9,8 +9,9 @@ import torch
 
 import safelens
 from safelens.bundle import Bundle, BundleError, write_bundle
-from safelens.cascade import BATCH, SafeLens
+from safelens.cascade import SafeLens
 from safelens.outcome import Decision
+from safelens.pipeline import UNDER_WAY
 from safelens.policy import SAFE, Policy
 from safelens.prompts import parse_response
 from safelens.thresholds import Thresholds
@@ -210,7 +211,7 @@ def test_a_model_that_fails_on_one_clip_hits_only_that_clip(routed, videos, monk
     elif stage == "caption":
         target, name, at = lens.captioner, "caption", lambda a: [a[0]]
     else:
-        target, name, at = lens.screener.vlm, "decode", None
+        target, name, at = lens.deliberator, "program", None
     original = getattr(target, name)
     calls = Counter()
 
@@ -264,7 +265,7 @@ def test_paths_are_consumed_lazily_and_results_come_early(routed, videos):
     stream = lens.moderate_many(paths())
     for done in range(1, 8):
         assert next(stream).verdict.status == "ok"
-        assert taken["n"] <= done + 3 * BATCH
+        assert taken["n"] <= done + UNDER_WAY
     stream.close()
     assert taken["n"] < 40
     assert lens.moderate(videos[0]).verdict.status == "ok"

@@ -7,6 +7,7 @@ from safelens.policy import Category, Policy, Rule
 from safelens.screen import Screener
 from safelens.verdict import Caption
 from safelens.vlm import VisionLanguageModel
+from safelens.vlm_cost import Spent
 
 torch.set_num_threads(1)
 
@@ -110,37 +111,76 @@ def test_any_clip_gives_a_well_formed_answer(adapted, policy, screener, make_cli
     assert len(texts) > 5
 
 
-def test_reasoning_that_writes_its_own_answer_is_cut(adapted, policy, screener, clips, monkeypatch):
+def played(vlm, program, script, chances):
+    """Run a program on a model that writes ``script`` and gives each choice a chance of true.
+
+    Returns:
+        What it returned, all tokens left in the cache, and the number of passes.
+    """
+    kept, passes = [], 0
+    true = int(vlm.ids(prompts.TRUE)[0])
+    step = next(program)
+    opened = len(step.ids)
+    while True:
+        passes += 1
+        kept = kept[: len(kept) - step.drop]
+        before, kept = len(kept), [*kept, *step.ids]
+        logits = torch.zeros(len(step.read), len(vlm.tokenizer))
+        for row, place in zip(logits, step.read, strict=True):
+            written = kept[opened : before + place + 1]
+            if written == script[: len(written)] and "GUARDRAIL" not in vlm.text(written):
+                row[script[len(written)]] = 1
+            else:
+                choice = vlm.text(written).count('":') - 1
+                row[true] = torch.tensor(chances[choice]).logit()
+        try:
+            step = program.send(logits)
+        except StopIteration as end:
+            return end.value, kept, passes
+
+
+def test_reasoning_that_writes_its_own_answer_is_cut(adapted, policy):
     """The model's own GUARDRAIL does not stand: the forced one replaces it."""
-    wanted = adapted.ids(' A park.\nEXPLANATION: none.\nGUARDRAIL: {"Sexual Content": true}')
-    script = iter(wanted.tolist())
-    s1 = screener.screen([clips[0]])[0]
-    request = prompts.deliberation_request(policy, [], None)
-    opening = adapted.ids(request + screener.parts.closing + "DESCRIPTION:")
-    opened = s1.context.length + len(opening)
-
-    def scripted(hidden):
-        logits = torch.zeros(*hidden.shape[:-1], len(adapted.tokenizer))
-        token = next(script, None)
-        if token is not None:
-            logits[..., token] = 1
-        return logits
-
-    monkeypatch.setattr(adapted, "logits", scripted)
+    script = adapted.ids(
+        ' A park.\nEXPLANATION: none.\nGUARDRAIL: {"Sexual Content": true}'
+    ).tolist()
     s2 = Deliberator(adapted, policy, max_new_tokens=60)
-    monkeypatch.setattr(
-        adapted, "choice_probability", lambda hidden, *_: torch.full((len(hidden),), 0.25)
-    )
-    found = s2.deliberate(s1.context, [], None)
+    spent = Spent()
+    found, kept, _ = played(adapted, s2.program([], None, spent), script, [0.25] * 6)
     assert found.description == "A park."
     assert found.explanation == "none."
     assert not any(found.flags.values())
-    assert set(found.scores.values()) == {0.25}
+    assert found.scores == pytest.approx(dict.fromkeys(found.flags, 0.25))
     assert found.text.count("GUARDRAIL") == 1
-    reasoning = len(adapted.ids(" A park.\nEXPLANATION: none.\n"))
-    pieces = prompts.answer_skeleton(policy)[:-1]
-    forced = sum(len(adapted.ids(p)) + len(adapted.ids(prompts.FALSE)) for p in pieces)
-    assert s1.context.length == opened + reasoning + forced
+    opening = prompts.deliberation_request(policy, [], None) + s2.parts.closing + "DESCRIPTION:"
+    answer = prompts.guardrail_answer(policy, [])
+    wanted = opening + " A park.\nEXPLANATION: none.\n" + answer
+    assert adapted.tokenizer.decode(kept) == wanted[: wanted.rindex(prompts.FALSE)]
+    assert spent.generated == len(adapted.ids(" A park.\nEXPLANATION: none.\n"))
+
+
+@pytest.mark.parametrize("flagged", [(), ("violence",), ("sexual", "illegal"), ("extreme",)])
+def test_booleans_that_s1_foresaw_take_one_pass(adapted, policy, flagged):
+    """Each that it did not costs one more; the cache holds the model's own."""
+    script = adapted.ids(" A park.\nEXPLANATION: none.\nGUARDRAIL").tolist()
+    s2 = Deliberator(adapted, policy, max_new_tokens=60)
+    names = [c.id for c in policy.categories]
+    chances = [0.9 if name in flagged else 0.2 for name in names]
+    passes, texts = {}, set()
+    for likely in ("violence", "safe"):
+        scores = {name: 0.9 if name == likely else 0.01 for name in policy.labels}
+        found, kept, passes[likely] = played(
+            adapted, s2.program([], scores, Spent()), script, chances
+        )
+        assert [name for name, flag in found.flags.items() if flag] == list(flagged)
+        assert list(found.scores.values()) == pytest.approx(chances)
+        wanted = " A park.\nEXPLANATION: none.\n" + prompts.guardrail_answer(policy, flagged)
+        assert adapted.tokenizer.decode(kept).endswith(wanted[: wanted.rindex(":") + 1])
+        texts.add(found.text)
+    assert len(texts) == 1
+    # of the last boolean nothing follows that could be wrong
+    wrong = {k: len((set(flagged) ^ {k}) - {"safe", names[-1]}) for k in passes}
+    assert passes["violence"] - wrong["violence"] == passes["safe"] - wrong["safe"]
 
 
 def test_broken_weights_are_an_error_and_never_safe(small_vlm, policy, clips):

@@ -14,6 +14,7 @@ from safelens.screen import Screener, layout_of
 from safelens.train.reasoner import add_adapter
 from safelens.vlm import Context, ModelLoadError, VisionLanguageModel
 from safelens.vlm_cost import head_flops
+from safelens.vlm_decoding import alone, reply
 from safelens.vlm_inputs import EncodedVideo
 
 torch.set_num_threads(1)
@@ -139,39 +140,6 @@ def test_moments_are_one_step_at_its_true_place(model, clips):
         torch.testing.assert_close(hidden[step : step + 1], wanted, **CLOSE)
 
 
-def asked(vlm, clip):
-    [video] = encoded(vlm, [clip])
-    context = vlm.prefill_videos(vlm.prefill_text("A policy."), [video], " Look:").context(0)
-    return context, vlm.extend(context, vlm.ids("DESCRIPTION:"))
-
-
-@pytest.mark.parametrize("name", ["internvl", "lfm2_vl"])
-def test_decoding_equals_generate_and_stops_exactly(loaded, clips, name):
-    vlm, clip = loaded[name], clips[3]
-    [video] = encoded(vlm, [clip])
-    ids = torch.cat([vlm.ids("A policy."), video.ids, vlm.ids(" Look:"), vlm.ids("DESCRIPTION:")])
-    inputs = vlm.family.visual([video]) | {"input_ids": ids[None]}
-    made = vlm.model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
-    ends = vlm._end_tokens()
-    made = made[: next((i for i, t in enumerate(made) if t in ends), len(made))]
-    assert len(set(made)) > 3
-    context, hidden = asked(vlm, clip)
-    whole = vlm.decode(context, hidden, max_new_tokens=12)
-    assert whole == vlm.tokenizer.decode(made, skip_special_tokens=True)
-
-    context, hidden = asked(vlm, clip)
-    stop = whole[len(whole) // 2 :][:2]
-    text = vlm.decode(context, hidden, max_new_tokens=12, stop=stop)
-    assert text == whole[: len(text)]
-    assert stop not in text
-    fresh, _ = asked(vlm, clip)
-    kept = context.length - fresh.length
-    assert 0 < kept < len(made)
-    vlm.extend(fresh, torch.tensor(made[:kept]))
-    more = vlm.ids("GUARDRAIL")
-    torch.testing.assert_close(vlm.extend(context, more), vlm.extend(fresh, more), **CLOSE)
-
-
 @pytest.fixture(params=FAMILIES)
 def adapted(family_dirs, request, tmp_path_factory):
     """A model with a saved and loaded adapter whose random weights change every answer."""
@@ -264,12 +232,10 @@ def test_passes_cost_what_is_counted(loaded, clips, name):
     extra = unseen(prefilled.lengths[0], head.length)
     assert prefilled.spent[0].flops + extra == pytest.approx(total, rel=0.02)
     context = prefilled.context(0)
-    before = context.spent.flops
-    hidden = vlm.extend(context, vlm.ids("DESCRIPTION:"))
     spent = context.spent.flops
-    total, _ = counted(lambda: vlm.decode(context, hidden, max_new_tokens=4, stop="no such text"))
+    program = reply(vlm, context.spent, vlm.ids(REST).tolist(), max_new_tokens=4)
+    total, _ = counted(lambda: alone(vlm, context, program))
     assert context.spent.flops - spent == pytest.approx(total, rel=0.03)
-    assert before < spent
     assert head_flops(text, 1) < total
 
 

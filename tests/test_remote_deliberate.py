@@ -311,6 +311,15 @@ def test_nothing_that_fails_is_safe_and_the_rest_goes_on(remote, vlm_dir, videos
         assert all(f"m at {settings.base_url}" in v.error.message for v in bad)
 
 
+def test_several_videos_are_asked_about_at_once_and_come_in_order(remote, vlm_dir, videos, told):
+    settings = remote("crowd-cascade", concurrency=3)
+    with SafeLens.zero_shot(vlm_dir, tau=1.01, device="cpu", remote=settings) as lens:
+        found = [m.verdict for m in lens.moderate_many(videos)]
+    assert [v.video for v in found] == [str(path) for path in videos]
+    assert {v.status for v in found} == {"ok"}
+    assert told("crowd-cascade") == {"requests": 6, "at_once": 3}
+
+
 def test_s1s_answers_need_no_endpoint(remote, vlm_dir, videos, told):
     settings = remote("refuse-unasked")
     with SafeLens.zero_shot(vlm_dir, tau=0.0, device="cpu", remote=settings) as lens:

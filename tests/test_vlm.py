@@ -3,14 +3,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, DynamicCache
+from transformers import AutoModelForImageTextToText
 
 from safelens import prompts
 from safelens.families.qwen3_vl import Qwen3Vl
 from safelens.screen import layout_of
 from safelens.vlm import ModelLoadError, VisionLanguageModel
 from safelens.vlm_cache import Context
-from safelens.vlm_cost import Spent
+from safelens.vlm_decoding import alone, reply
 from safelens.vlm_inputs import fit_frames, step_times
 
 torch.set_num_threads(1)
@@ -211,88 +211,13 @@ def test_moments_are_one_step_at_its_true_place(vlm, policy, clips):
 # -- decoding -----------------------------------------------------------------------------------
 
 
-def question_context(vlm, policy, clip):
-    context = prefill(vlm, policy, [clip]).context(0)
-    closing = layout_of(vlm, policy, "policy_first").closing
-    return context, vlm.extend(context, vlm.ids(closing + "DESCRIPTION:"))
-
-
-@pytest.mark.parametrize("row", [0, 1, 3])
-def test_greedy_decoding_equals_generate(vlm, policy, clips, row):
-    clip = clips[row]
-    text = chat(vlm, policy, "policy_first") + "DESCRIPTION:"
-    inputs = by_library(vlm, clip, text)
-    vlm.model.model.rope_deltas = None
-    found = vlm.model.generate(**inputs, max_new_tokens=24, do_sample=False)
-    wanted = found[0, inputs["input_ids"].shape[1] :].tolist()
-    ends = vlm._end_tokens()
-    wanted = wanted[: next((i for i, t in enumerate(wanted) if t in ends), len(wanted))]
-    context, hidden = question_context(vlm, policy, clip)
-    before = context.length
-    text = vlm.decode(context, hidden, max_new_tokens=24, stop="no such text")
-    assert text == vlm.tokenizer.decode(wanted, skip_special_tokens=True)
-    assert context.length - before == len(wanted)
-    assert context.spent.generated == len(wanted)
-    assert len(set(wanted)) > 3
-
-
-def test_stop_text_is_cut_off_exactly(vlm, policy, clips):
-    context, hidden = question_context(vlm, policy, clips[1])
-    whole = vlm.decode(context, hidden, max_new_tokens=20, stop="no such text")
-    for stop in (whole[12:15], whole[5:6], whole[:2], whole[-3:]):
-        context, hidden = question_context(vlm, policy, clips[1])
-        text = vlm.decode(context, hidden, max_new_tokens=20, stop=stop)
-        assert stop not in text
-        assert whole.startswith(text)
-        fresh, _ = question_context(vlm, policy, clips[1])
-        written = vlm.tokenizer.encode(whole, add_special_tokens=False)
-        ids = generated_ids(vlm, policy, clips[1], context.length - fresh.length)
-        assert vlm.tokenizer.decode(ids) == text
-        if ids:
-            vlm.extend(fresh, torch.tensor(ids))
-        assert (fresh.length, fresh.position) == (context.length, context.position)
-        more = torch.tensor(written[:4])
-        torch.testing.assert_close(vlm.extend(context, more), vlm.extend(fresh, more), **CLOSE)
-
-
-def generated_ids(vlm, policy, clip, count):
-    """The first greedy tokens, by a loop of its own."""
-    context, hidden = question_context(vlm, policy, clip)
-    ids = []
-    for _ in range(count):
-        ids.append(int(vlm.logits(hidden[:, -1]).argmax()))
-        hidden = vlm.extend(context, torch.tensor(ids[-1:]))
-    return ids
-
-
-def test_budget_and_end_token(vlm, policy, clips):
-    context, hidden = question_context(vlm, policy, clips[0])
-    before = context.length
-    vlm.decode(context, hidden, max_new_tokens=5, stop="no such text")
-    assert context.length - before == context.spent.generated == 5
-    ids = generated_ids(vlm, policy, clips[0], 5)
-    first = next(i for i in range(5) if ids[i] not in ids[:i] and i > 0)
-    usual = vlm.model.generation_config.eos_token_id
-    vlm.model.generation_config.eos_token_id = [usual, ids[first]]
-    try:
-        context, hidden = question_context(vlm, policy, clips[0])
-        text = vlm.decode(context, hidden, max_new_tokens=9, stop="no such text")
-        assert context.length - before == first
-        assert text == vlm.tokenizer.decode(ids[:first], skip_special_tokens=True)
-    finally:
-        vlm.model.generation_config.eos_token_id = usual
-
-
-def test_choice_probability(vlm):
-    hidden = torch.randn(3, vlm.hidden_size)
-    spent = Spent()
-    p = vlm.choice_probability(hidden, (" true", " false"), spent)
-    assert spent == Spent(flops=2 * 3 * vlm.model.lm_head.weight.numel())
+def test_choice(vlm):
+    logits = torch.randn(3, len(vlm.tokenizer))
     one, other = vlm.ids(" true")[0], vlm.ids(" false")[0]
-    logits = hidden @ vlm.model.lm_head.weight.T.detach()
+    p = vlm.choice(logits, (" true", " false"))
     torch.testing.assert_close(p, torch.sigmoid(logits[:, one] - logits[:, other]))
     with pytest.raises(ValueError, match="begin with the same token"):
-        vlm.choice_probability(hidden, (" true", " true!"), spent)
+        vlm.choice(logits, (" true", " true!"))
 
 
 # -- adapters -----------------------------------------------------------------------------------
@@ -362,22 +287,6 @@ def test_adapter_is_off_again_after_an_exception(adapted):
         adapted.extend(adapted.prefill_text("Look:"), ids, adapter="other")
 
 
-def test_decoding_with_the_adapter_equals_generate(adapted):
-    """Without a prefix, the library's own greedy decoding with the adapter on is the reference."""
-    text = "Look:"
-    adapted.model.enable_adapters()
-    ids = adapted.ids(text)[None]
-    adapted.model.model.rope_deltas = None
-    found = adapted.model.generate(input_ids=ids, max_new_tokens=12, do_sample=False)
-    adapted.model.disable_adapters()
-    wanted = found[0, ids.shape[1] :].tolist()
-    empty = Context(DynamicCache(config=adapted.model.config), 0)
-    with adapted._only("deliberate"):
-        hidden = adapted._text(empty, ids)
-    text = adapted.decode(empty, hidden, max_new_tokens=12, stop="zzz", adapter="deliberate")
-    assert text == adapted.tokenizer.decode(wanted, skip_special_tokens=True)
-
-
 # -- threads, types, loading --------------------------------------------------------------------
 
 
@@ -390,7 +299,8 @@ def test_threads_that_share_a_model_get_what_serial_runs_get(adapted, policy, cl
         context = prefilled.context(0)
         opening = adapted.ids(parts.closing + "DESCRIPTION:")
         hidden = adapted.extend(context, opening, adapter="deliberate")
-        text = adapted.decode(context, hidden, max_new_tokens=6, stop="zzz", adapter="deliberate")
+        program = reply(adapted, context.spent, opening.tolist(), max_new_tokens=6)
+        text = alone(adapted, prefilled.context(0), program, adapter="deliberate")
         return prefilled.hidden, hidden, text
 
     serial = [work(clip) for clip in clips]
@@ -411,9 +321,7 @@ def test_bfloat16_runs_and_is_close(vlm_dir, adapter_dir, vlm, policy, clips):
     cosine = torch.cosine_similarity(prefilled.hidden[0].float(), exact[0], dim=-1)
     assert cosine.mean() > 0.9
     hidden = half.extend(prefilled.context(0), half.ids("A park."), adapter="deliberate")
-    assert (
-        half.choice_probability(hidden[:, -1], (" true", " false"), Spent()).dtype == torch.float32
-    )
+    assert half.logits(hidden).dtype == torch.float32
 
 
 def test_loading_is_quiet_and_says_what_is_wrong(vlm_dir, captioner_dir, tmp_path, capfd):

@@ -15,6 +15,7 @@ from safelens.vlm_cost import (
     vision_flops,
     vision_training_flops,
 )
+from safelens.vlm_decoding import alone, reply
 
 torch.set_num_threads(1)
 
@@ -86,7 +87,8 @@ def test_decoding_costs_what_is_counted(vlm):
     context = vlm.prefill_text("word " * 50)
     hidden = vlm.extend(context, vlm.ids("Look"))
     before = context.spent.flops
-    total = counted(lambda: vlm.decode(context, hidden, max_new_tokens=6, stop="no such text"))
+    program = reply(vlm, context.spent, vlm.ids("Look").tolist(), max_new_tokens=6)
+    total = counted(lambda: alone(vlm, context, program))
     assert context.spent.generated == 6
     assert context.spent.flops - before == pytest.approx(total, rel=0.002)
     logits = counted(lambda: vlm.logits(hidden[:, -1:]))

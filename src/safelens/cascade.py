@@ -6,11 +6,8 @@ a Verdict that says so; nothing that failed is ever safe.
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +15,9 @@ from typing import TYPE_CHECKING, Literal
 from safelens import __version__
 from safelens.bundle import Bundle, BundleError, ClipSettings
 from safelens.outcome import Decision, Decoded, Outcome
+from safelens.pipeline import Case, Pipeline
 from safelens.policy import Policy
+from safelens.remote_batch import RemoteBatch
 from safelens.remote_deliberate import Remote, RemoteDeliberator
 from safelens.thresholds import Thresholds
 from safelens.verdict import Caption, Evidence, Provenance, Verdict
@@ -27,13 +26,14 @@ from safelens.vlm_cost import Spent
 
 if TYPE_CHECKING:
     from safelens.captioner import Captioner
-    from safelens.deliberate import Deliberator
+    from safelens.deliberate import Deliberated, Deliberator
     from safelens.domain import DomainGuard
     from safelens.screen import Layout, ProbeReader, Screened, Screener
     from safelens.vlm import VisionLanguageModel
+    from safelens.vlm_cache import Context
+    from safelens.vlm_decoding import Decoding, Finished
 
-BATCH = 8
-"""Most videos that are screened together; twice as many are decoded ahead."""
+    UnderWay = Decoding["Case", "Deliberated"] | RemoteBatch["Case"]
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class SafeLens:
         pixels = screen.frame_pixels
         vlm = VisionLanguageModel.load(found.path(screen.model), device=device, frame_pixels=pixels)
         reader, guard = _reader_and_guard(found, vlm.hidden_size, device)
-        deliberator = server or _reasoner(found, chosen, vlm, device)
+        deliberator = server or _deliberator(found, chosen, vlm, device)
         with quiet():
             captioner = Captioner.load(
                 found.path(deliberate.captioner),
@@ -222,27 +222,17 @@ class SafeLens:
     def moderate_many(self, paths: Iterable[str | Path]) -> Iterator[Moderation]:
         """Moderate videos in order; memory stays bounded however many there are.
 
-        While the model works, the next videos are decoded, at most ``2 * BATCH`` ahead. Whatever has
-        been decoded is screened together; a video that takes long to decode holds up none before it.
-        Closing the iterator early waits for the file that is being decoded, and starts no other.
+        While the model works, the next videos are decoded; see :class:`Pipeline`. Closing the iterator early
+        waits for the file that is being decoded, and starts no other.
         """
-        decoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="safelens-decode")
-        waiting: deque[Future[Decoded]] = deque()
-        source = iter(paths)
-        try:
-            while True:
-                for path in itertools.islice(source, 2 * BATCH - len(waiting)):
-                    waiting.append(decoder.submit(self._decode, str(path)))
-                if not waiting:
-                    return
-                batch = [waiting.popleft().result()]
-                while waiting and len(batch) < BATCH and waiting[0].done():
-                    batch.append(waiting.popleft().result())
-                yield from self._moderate_batch(batch)
-        finally:
-            decoder.shutdown(wait=True, cancel_futures=True)
+        for case in Pipeline(self, paths).run():
+            assert case.verdict is not None
+            yield Moderation(case.verdict, case.video.clip)
 
-    def _decode(self, path: str) -> Decoded:
+    # -- the stages, as the pipeline calls them -----------------------------------------------------
+
+    def decode(self, path: str) -> Decoded:
+        """Sample a video's frames; a file that gives none becomes an error."""
         began = time.perf_counter()
         clip: Clip | None = None
         error: VideoError | None = None
@@ -255,62 +245,120 @@ class SafeLens:
             error = VideoError("unreadable", message)
         return Decoded(path, {"decode": time.perf_counter() - began}, clip, error)
 
-    def _moderate_batch(self, batch: list[Decoded]) -> Iterator[Moderation]:
-        ready = self._screen([d for d in batch if d.clip is not None])
-        for video in batch:
-            if video.clip is None:
-                yield Moderation(self._outcome.video_error(video), None)
-                continue
-            try:
-                s1 = ready.popleft() if ready else self._screen([video], alone=True)[0]
-                verdict = self._route(video, video.clip, s1)
-            except Exception as error:
-                verdict = self._outcome.model_error(video, error)
-            yield Moderation(verdict, video.clip)
+    def unreadable(self, video: Decoded) -> Verdict:
+        """The verdict of a video without frames."""
+        return self._outcome.video_error(video)
 
-    def _screen(self, batch: list[Decoded], *, alone: bool = False) -> deque[Screened]:
-        """S1's results in order; none where a batch fails, whose clips are then screened alone."""
+    def screen(self, cases: Sequence[Case]) -> None:
+        """S1 on a batch: whose answer stands, or who may not be answered, has a verdict afterwards.
+
+        The rest has what S2 needs of S1, in `Case.s1`. Where the batch fails, each video is screened alone.
+        """
         began = time.perf_counter()
-        found: deque[Screened] = deque()
         try:
-            if batch:
-                found.extend(self.screener.screen([d.clip for d in batch if d.clip is not None]))
-        except Exception:
-            if alone:
-                raise
-        for video in batch:
-            video.timing["screen"] = (time.perf_counter() - began) / len(batch)
-        return found
+            found = self.screener.screen([case.clip for case in cases])
+        except Exception as error:
+            if len(cases) == 1:
+                cases[0].verdict = self._outcome.model_error(cases[0].video, error)
+            else:
+                for case in cases:
+                    self.screen([case])
+            return
+        for case, s1 in zip(cases, found, strict=True):
+            case.video.timing["screen"] = (time.perf_counter() - began) / len(cases)
+            try:
+                case.verdict = self._verdict_of_s1(case.video, case.clip, s1)
+                if case.verdict is None:
+                    case.s1 = s1.apart()
+            except Exception as error:
+                case.verdict = self._outcome.model_error(case.video, error)
 
-    def _route(self, video: Decoded, clip: Clip, s1: Screened) -> Verdict:
-        """Algorithm 2 from line 5 on, with the domain guard's condition added."""
-        if not s1.familiar and self.outside_domain == "refuse":
-            return self._outcome.out_of_domain(video, s1)
-        if s1.familiar and self.thresholds.passed(s1.label, s1.confidence):
-            flags = {c.id: c.id == s1.label for c in self.policy.categories}
-            decision = Decision("screen", flags, s1.scores)
-            evidence = self._evidence(video, clip, s1, decision)
-            return self._outcome.decided(video, s1, decision, evidence=evidence, spent=[s1.spent])
-        watching = Spent()
-        captions = self._captions(video, clip, watching)
-        began = time.perf_counter()
-        spent = [s1.spent, watching]
+    def deliberations(self) -> UnderWay:
+        """A batch of S2, in which several videos are under way."""
         if isinstance(self.deliberator, RemoteDeliberator):
-            s2 = self.deliberator.deliberate(clip, captions, s1.scores)
-        elif self.deliberator.vlm is self.screener.vlm:
-            s2 = self.deliberator.deliberate(s1.context, captions, s1.scores)
-        else:
-            context = self.deliberator.read_video(clip)
-            spent.append(context.spent)
-            s2 = self.deliberator.deliberate(context, captions, s1.scores)
-        if s2.spent is not None:
-            spent.append(s2.spent)
-        video.timing["deliberate"] = time.perf_counter() - began
-        decision = Decision("deliberate", s2.flags, s2.scores)
+            return RemoteBatch(self.deliberator)
+        return self.deliberator.decoding()
+
+    def begin(self, case: Case, under_way: UnderWay) -> None:
+        """Describe a video's frames and hand it to S2; what fails becomes the verdict."""
+        try:
+            watching = Spent()
+            case.captions = self._captions(case.video, case.clip, watching)
+            scores = case.screened.scores
+            if isinstance(under_way, RemoteBatch):
+                case.spent = [case.screened.spent, watching]
+                case.video.timing["deliberate"] = 0.0
+                under_way.admit(case, case.clip, case.captions, scores)
+                return
+            began = time.perf_counter()
+            context, spent = self._context(case)
+            case.spent = [*spent, watching]
+            case.video.timing["deliberate"] = time.perf_counter() - began
+            program = self._reasoner.program(case.captions, scores, context.spent)
+            under_way.admit(case, context, program)
+        except Exception as error:
+            case.verdict = self._outcome.model_error(case.video, error)
+
+    def conclude(self, ended: Finished[Case, Deliberated]) -> None:
+        """Make the verdict of a video that S2 is done with.
+
+        What failed here in company is tried once alone; a server's failures are of one video each.
+        """
+        case, s2 = ended.key, ended.result
+        case.video.timing["deliberate"] += ended.seconds
+        try:
+            if ended.error is not None and isinstance(self.deliberator, RemoteDeliberator):
+                raise ended.error
+            if s2 is None:
+                began = time.perf_counter()
+                context, _ = self._context(case)
+                s2 = self._reasoner.deliberate(context, case.captions, case.screened.scores)
+                case.video.timing["deliberate"] += time.perf_counter() - began
+            case.verdict = self._verdict_of_s2(case, s2)
+        except Exception as error:
+            case.verdict = self._outcome.model_error(case.video, error)
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _verdict_of_s1(self, video: Decoded, clip: Clip, s1: Screened) -> Verdict | None:
+        """Algorithm 2, lines 5-7, with the domain guard's condition added; None leaves it to S2."""
+        if not s1.familiar:
+            refused = self.outside_domain == "refuse"
+            return self._outcome.out_of_domain(video, s1) if refused else None
+        if not self.thresholds.passed(s1.label, s1.confidence):
+            return None
+        flags = {c.id: c.id == s1.label for c in self.policy.categories}
+        decision = Decision("screen", flags, s1.scores)
         evidence = self._evidence(video, clip, s1, decision)
+        return self._outcome.decided(video, s1, decision, evidence=evidence, spent=[s1.spent])
+
+    def _verdict_of_s2(self, case: Case, s2: Deliberated) -> Verdict:
+        """Algorithm 2, line 12 on."""
+        decision = Decision("deliberate", s2.flags, s2.scores)
+        evidence = self._evidence(case.video, case.clip, case.screened, decision)
         return self._outcome.decided(
-            video, s1, decision, evidence=evidence, spent=spent, captions=captions, s2=s2
+            case.video,
+            case.screened,
+            decision,
+            evidence=evidence,
+            spent=case.spent if s2.spent is None else [*case.spent, s2.spent],
+            captions=case.captions,
+            s2=s2,
         )
+
+    @property
+    def _reasoner(self) -> Deliberator:
+        """S2 where it runs here."""
+        assert not isinstance(self.deliberator, RemoteDeliberator)
+        return self.deliberator
+
+    def _context(self, case: Case) -> tuple[Context, list[Spent]]:
+        """What S2 continues, and what that and S1 are charged: S1's cache, or its own where it is another model."""
+        s1 = case.screened
+        if self._reasoner.vlm is self.screener.vlm:
+            return s1.context, [s1.spent]
+        context = self._reasoner.read_video(case.clip)
+        return context, [s1.spent, context.spent]
 
     def _captions(self, video: Decoded, clip: Clip, spent: Spent) -> tuple[Caption, ...]:
         if self.captioner is None:
@@ -368,7 +416,7 @@ def _reader_and_guard(
     return reader, guard
 
 
-def _reasoner(
+def _deliberator(
     found: Bundle, policy: Policy, embedder: VisionLanguageModel, device: str
 ) -> Deliberator:
     """The bundle's S2: on the embedder's cache, or a model of its own.

@@ -9,8 +9,11 @@ the policy, only the booleans are the model's, and their probabilities are the c
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from safelens import prompts
 from safelens.policy import Policy
@@ -21,6 +24,7 @@ from safelens.video import Clip
 from safelens.vlm import VisionLanguageModel
 from safelens.vlm_cache import Context
 from safelens.vlm_cost import Spent
+from safelens.vlm_decoding import Decoding, Phrases, Program, Step, Written, alone, greedy
 
 ADAPTER = "deliberate"
 _BEGIN = "DESCRIPTION:"
@@ -74,8 +78,12 @@ class Deliberator:
         self.max_new_tokens = max_new_tokens
         self.parts = layout_of(vlm, policy, layout)
         self._head: Context | None = None
-        self._skeleton = [vlm.ids(piece) for piece in prompts.answer_skeleton(policy)]
-        self._options = {flag: vlm.ids(text) for flag, text in ((True, TRUE), (False, FALSE))}
+        self._skeleton = [vlm.ids(piece).tolist() for piece in prompts.answer_skeleton(policy)]
+        self._options = {
+            flag: vlm.ids(text).tolist() for flag, text in ((True, TRUE), (False, FALSE))
+        }
+        self._answers = Phrases()
+        self._newline = vlm.ids("\n").tolist()
 
     def read_video(self, clip: Clip) -> Context:
         """Prefill policy, video and question on this model: only where S1 ran on another model."""
@@ -84,50 +92,94 @@ class Deliberator:
         videos = self.vlm.encode_videos([clip.frames], [clip.timestamps])
         return self.vlm.prefill_videos(self._head, videos, self.parts.tail).context(0)
 
+    def decoding(self) -> Decoding[Any, Deliberated]:
+        """A batch in which the programs of several videos can run."""
+        return Decoding(self.vlm, adapter=self.adapter)
+
     def deliberate(
         self, context: Context, captions: Sequence[Caption], scores: Mapping[str, float] | None
     ) -> Deliberated:
-        """Continue a cache that ends with the question (Algorithm 2, lines 9-12).
-
-        Whatever the model writes, the answer is well formed: the reasoning is cut before the first
-        GUARDRAIL, and that line is forced.
+        """Continue a cache that ends with the question, one video alone.
 
         Args:
-            context: is advanced to the answer's end.
+            context: is used up, and charged what it costs.
             captions: one a frame.
             scores: S1's probability of each label.
 
         Raises:
             FloatingPointError: a probability that is no number.
         """
-        request = prompts.deliberation_request(self.policy, captions, scores)
-        opening = self.vlm.ids(request + self.parts.closing + _BEGIN)
-        hidden = self.vlm.extend(context, opening, adapter=self.adapter)
-        reasoning = self.vlm.decode(
-            context, hidden, max_new_tokens=self.max_new_tokens, stop=_STOP, adapter=self.adapter
+        return alone(
+            self.vlm,
+            context,
+            self.program(captions, scores, context.spent),
+            adapter=self.adapter,
         )
-        if not reasoning.endswith("\n"):
-            self.vlm.extend(context, self.vlm.ids("\n"), adapter=self.adapter)
-        flags, found, guardrail = self._answer(context)
-        text = f"{_BEGIN}{reasoning.rstrip()}\n{guardrail}"
+
+    def program(
+        self, captions: Sequence[Caption], scores: Mapping[str, float] | None, spent: Spent
+    ) -> Program[Deliberated]:
+        """What :class:`Decoding` runs behind a cache that ends with the question (Algorithm 2, lines 9-12).
+
+        Whatever the model writes, the answer is well formed: the reasoning is cut before the first
+        GUARDRAIL, and that line is forced. Raises FloatingPointError for a probability that is no number.
+
+        Args:
+            captions: one a frame.
+            scores: S1's probability of each label.
+            spent: of the cache; is charged the tokens written.
+        """
+        request = prompts.deliberation_request(self.policy, captions, scores)
+        opening = self.vlm.ids(request + self.parts.closing + _BEGIN).tolist()
+        logits = yield Step(opening, [len(opening) - 1])
+        reasoning = yield from greedy(
+            self.vlm,
+            spent,
+            logits,
+            opening,
+            max_new_tokens=self.max_new_tokens,
+            stop=_STOP,
+            answers=self._answers,
+        )
+        flags, found = yield from self._answer(reasoning, scores)
+        guardrail = prompts.guardrail_answer(self.policy, [n for n, flag in flags.items() if flag])
+        text = f"{_BEGIN}{reasoning.text.rstrip()}\n{guardrail}"
         response = prompts.parse_response(self.policy, text)
         return Deliberated(response.description, response.explanation, flags, found, text)
 
-    def _answer(self, context: Context) -> tuple[dict[str, bool], dict[str, float], str]:
-        """Force the skeleton; at each gap read the model's boolean and feed it back."""
-        flags: dict[str, bool] = {}
-        scores: dict[str, float] = {}
-        for category, piece in zip(self.policy.categories, self._skeleton, strict=False):
-            hidden = self.vlm.extend(context, piece, adapter=self.adapter)
-            options = (TRUE, FALSE)
-            p = float(self.vlm.choice_probability(hidden[:, -1], options, context.spent)[0])
-            if math.isnan(p):
-                raise FloatingPointError(
-                    "the answer's probability is not a number: the reasoner's weights or their type "
-                    "are at fault"
-                )
-            flags[category.id] = p > 0.5
-            scores[category.id] = p
-            self.vlm.extend(context, self._options[flags[category.id]], adapter=self.adapter)
-        chosen = [name for name, flag in flags.items() if flag]
-        return flags, scores, prompts.guardrail_answer(self.policy, chosen)
+    def _answer(
+        self, reasoning: Written, scores: Mapping[str, float] | None
+    ) -> Generator[Step, torch.Tensor, tuple[dict[str, bool], dict[str, float]]]:
+        """Force the skeleton; at each gap read the model's boolean.
+
+        All of it runs in one pass, with booleans as S1 would have them. At the first that the model has
+        otherwise, the rest is taken back and run again with the model's.
+        """
+        names = [category.id for category in self.policy.categories]
+        likely = None if scores is None else max(scores, key=lambda name: scores[name])
+        flags = {name: name == likely for name in names}
+        found: dict[str, float] = {}
+        own, drop = list(reasoning.missing), reasoning.drop
+        before = [] if reasoning.text.endswith("\n") else self._newline
+        while len(found) < len(names):
+            ids, read = [*own, *before], []
+            left = range(len(found), len(names))
+            for i in left:
+                ids += self._skeleton[i]
+                read.append(len(ids) - 1)
+                if i < len(names) - 1:
+                    ids += self._options[flags[names[i]]]
+            logits = yield Step(ids, read, drop=drop, own=len(own))
+            chosen = self.vlm.choice(logits, (TRUE, FALSE)).tolist()
+            for i, place, p in zip(left, read, chosen, strict=True):
+                if math.isnan(p):
+                    raise FloatingPointError(
+                        "the answer's probability is not a number: the reasoner's weights or their "
+                        "type are at fault"
+                    )
+                found[names[i]] = p
+                if (p > 0.5) != flags[names[i]]:
+                    flags[names[i]] = p > 0.5
+                    own, before, drop = [], self._options[p > 0.5], len(ids) - place - 1
+                    break
+        return flags, found

@@ -7,8 +7,8 @@ domain guard. Does not know tau, nor what happens to a clip of which it is unsur
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, Protocol
 
 import numpy as np
@@ -115,7 +115,8 @@ class LabelReader:
             copies.spent = spent
             hidden = self.vlm.extend(copies, ids)
             last = hidden[torch.arange(len(ids)), ends]
-            found.append(self.vlm.choice_probability(last, (prompts.TRUE, prompts.FALSE), spent))
+            self.vlm.charge(spent, 0, 0, read=len(last))
+            found.append(self.vlm.choice(self.vlm.logits(last), (prompts.TRUE, prompts.FALSE)))
         p = torch.cat(found).double().cpu()
         odds = p / (1 - p).clamp(min=1e-9)
         return (torch.cat([odds, odds.new_ones(1)]) / (1 + odds.sum())).float()
@@ -145,10 +146,14 @@ class Screened:
     row: int
     steps: list[list[float]] | None = None
 
-    @cached_property
+    @property
     def context(self) -> Context:
-        """The cache up to the question's end, which S2 continues; copied at first use."""
+        """A copy of the cache up to the question's end, for S2 to continue."""
         return self.prefilled.context(self.row)
+
+    def apart(self) -> Screened:
+        """The same without the rest of the batch, which can then be forgotten."""
+        return replace(self, prefilled=self.prefilled.alone(self.row), row=0)
 
     @property
     def spent(self) -> Spent:

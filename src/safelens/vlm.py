@@ -1,4 +1,4 @@
-"""The vision-language model: prefill and continue a cache, hidden states, guided decoding.
+"""The vision-language model: prefill and continue a cache, hidden states, logits.
 
 Knows Hugging Face models, their chat template and their adapters; what differs from family to family
 is the matter of `families`. Knows nothing of policies, probes or verdicts: it is handed texts and frames.
@@ -38,6 +38,7 @@ from safelens.vlm_loading import (
     loading,
     lora_weights,
 )
+from safelens.vlm_slots import Slots
 
 __all__ = ["Context", "EncodedVideo", "ModelLoadError", "Prefilled", "VisionLanguageModel"]
 
@@ -70,6 +71,8 @@ class VisionLanguageModel:
         self.frame_pixels = frame_pixels
         self._lock = threading.RLock()
         self._adapters: dict[str, int] = {}
+        self._on: str | None = None
+        self._tuned: list[Any] = []
 
     @classmethod
     def load(
@@ -124,7 +127,7 @@ class VisionLanguageModel:
         return self.family.patch_shape
 
     def load_adapter(self, source: str | Path, name: str) -> None:
-        """Load a LoRA adapter; it stays off until it is named in :meth:`extend` or :meth:`decode`.
+        """Load a LoRA adapter; it stays off until it is named in :meth:`extend` or :meth:`extend_slots`.
 
         Args:
             source: directory or hub id.
@@ -134,6 +137,8 @@ class VisionLanguageModel:
             ModelLoadError: the adapter is missing, was made for another model, or changes the
                 vocabulary's head, which is read without adapters.
         """
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
         with self._lock, loading(source) as (found, local):
             weights = adapter_weights(found, local)
             self.model.load_adapter(str(weights.parent), adapter_name=name)
@@ -143,6 +148,7 @@ class VisionLanguageModel:
             parameters = dict(self.model.named_parameters())
             check_adapter(source, weights, name, parameters)
             self._adapters[name] = lora_weights(name, parameters)
+            self._tuned = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
 
     # -- texts and frames to inputs -------------------------------------------------------------
 
@@ -159,6 +165,18 @@ class VisionLanguageModel:
     def ids(self, text: str) -> torch.Tensor:
         """Token ids of a text, special tokens recognised, nothing added; shape (L,)."""
         return torch.tensor(self.tokenizer.encode(text, add_special_tokens=False), dtype=torch.long)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        found: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return found
+
+    @property
+    def end_tokens(self) -> set[int]:
+        """Ids of the tokens that end a turn."""
+        end = self.model.generation_config.eos_token_id
+        ends = set(end) if isinstance(end, list) else {end}
+        return (ends | {self.tokenizer.eos_token_id}) - {None}
 
     def encode_videos(
         self, frames: Sequence[np.ndarray], timestamps: Sequence[np.ndarray]
@@ -217,7 +235,7 @@ class VisionLanguageModel:
     def prefill_text(self, text: str) -> Context:
         """Run a text from nothing: the head of a prompt, once per policy."""
         context = Context.empty(self.model.config)
-        with self._lock, self._only(None):
+        with self.only(None):
             self._text(context, self.ids(text)[None])
         return context
 
@@ -229,7 +247,7 @@ class VisionLanguageModel:
         padding that comes after it, so no mask is needed and single and batched runs agree.
         """
         tail_ids = self.ids(tail)
-        with self._lock, self._only(None):
+        with self.only(None):
             rows = self.video_rows(head.position, videos, [tail_ids] * len(videos))
             cache = head.fork(len(videos)).cache
             with self._seeing() as seen:
@@ -265,50 +283,37 @@ class VisionLanguageModel:
         Raises:
             ValueError: no adapter of that name is loaded.
         """
-        with self._lock, self._only(adapter):
+        with self.only(adapter):
             ids = ids.expand(context.rows, -1) if ids.ndim == 1 else ids
             return self._text(context, ids, adapter=adapter)
 
     @torch.inference_mode()
-    def decode(
-        self,
-        context: Context,
-        hidden: torch.Tensor,
-        *,
-        max_new_tokens: int,
-        stop: str | None = None,
-        adapter: str | None = None,
-    ) -> str:
-        """Greedy decoding until the end-of-turn token, the ``stop`` text if any, or the budget.
+    def extend_slots(
+        self, slots: Slots, rows: slice, ids: torch.Tensor, *, adapter: str | None = None
+    ) -> torch.Tensor:
+        """Continue sequences of unequal length by as many text tokens each; gives hidden states (B, L, D).
 
-        The context is left just before ``stop`` (or the end token), so that it can be continued.
+        The sequences keep their lengths until :meth:`Slots.advance` is called: what is not counted there is
+        overwritten by the next pass.
 
         Args:
-            context: batch size 1; its last token's logits are those of ``hidden``.
-            hidden: hidden states of which the last is read, shape (1, L, D).
-            max_new_tokens: budget; reaching it is no error.
-            stop: text at which decoding ends; it is neither returned nor left in the cache.
-            adapter: LoRA adapter that is switched on.
+            slots: the sequences.
+            rows: which of them, B one after the other.
+            ids: shape (B, L).
+            adapter: LoRA adapter that is switched on for these tokens.
 
         Raises:
             ValueError: no adapter of that name is loaded.
         """
-        end = self._end_tokens()
-        ids: list[int] = []
-        with self._lock, self._only(adapter):
-            while len(ids) < max_new_tokens:
-                token = int(self.logits(hidden[:, -1]).argmax())
-                context.spent.flops += head_flops(self.family.text_config, 1)
-                if token in end:
-                    break
-                ids.append(token)
-                hidden = self._text(context, torch.tensor([[token]]), written=1, adapter=adapter)
-                if stop is not None and (at := self._string(ids).find(stop)) >= 0:
-                    keep = max(n for n in range(len(ids)) if len(self._string(ids[:n])) <= at)
-                    context.crop(len(ids) - keep)
-                    ids = ids[:keep]
-                    break
-        return self._string(ids)
+        with self.only(adapter):
+            positions, seen = slots.open(rows, ids.shape[1], self.device)
+            mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device)
+            inputs = {
+                "input_ids": ids.to(self.device),
+                "position_ids": positions.expand(*self.family.axes, *positions.shape),
+                "attention_mask": mask.masked_fill_(~seen, torch.finfo(mask.dtype).min),
+            }
+            return self.run(inputs, slots.cache)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -316,15 +321,12 @@ class VisionLanguageModel:
         logits = self.model.lm_head(hidden)
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    def choice_probability(
-        self, hidden: torch.Tensor, options: tuple[str, str], spent: Spent
-    ) -> torch.Tensor:
+    def choice(self, logits: torch.Tensor, options: tuple[str, str]) -> torch.Tensor:
         """Probability of the first of two options as the next token, the two taken together.
 
         Args:
-            hidden: (B, D), states of the tokens before the choice.
+            logits: (B, V), before the choice.
             options: two texts whose first tokens differ.
-            spent: is charged the logits.
 
         Returns:
             Shape (B,).
@@ -335,8 +337,24 @@ class VisionLanguageModel:
         one, other = (int(self.ids(option)[0]) for option in options)
         if one == other:
             raise ValueError(f"options {options!r} begin with the same token; use others")
-        spent.flops += head_flops(self.family.text_config, len(hidden))
-        return self.logits(hidden)[:, [one, other]].softmax(-1)[:, 0]
+        return logits[:, [one, other]].softmax(-1)[:, 0]
+
+    def charge(
+        self, spent: Spent, tokens: int, past: int, *, read: int = 0, adapter: str | None = None
+    ) -> None:
+        """Charge a sequence the operations of new tokens behind those that its cache holds.
+
+        Args:
+            spent: of the sequence.
+            tokens: new ones.
+            past: those in the cache.
+            read: how many of them have their logits read.
+            adapter: the adapter that is on for them.
+        """
+        spent.flops += self.family.language_flops(tokens, past)
+        spent.flops += head_flops(self.family.text_config, read)
+        if adapter is not None:
+            spent.flops += adapter_flops(self._adapters[adapter], tokens)
 
     def run(self, inputs: Mapping[str, torch.Tensor], cache: Cache | None = None) -> torch.Tensor:
         """Last hidden states (B, L, D) of one pass of the library's model; gradients flow if they may.
@@ -353,21 +371,16 @@ class VisionLanguageModel:
     # -- inside -----------------------------------------------------------------------------------
 
     def _text(
-        self, context: Context, ids: torch.Tensor, *, written: int = 0, adapter: str | None = None
+        self, context: Context, ids: torch.Tensor, *, adapter: str | None = None
     ) -> torch.Tensor:
-        """Run text tokens (B, L) on a context; ``written`` of each row's are the model's own.
-
-        The adapter is only charged for: it is on already.
-        """
+        """Run text tokens (B, L) on a context. The adapter is only charged for: it is on already."""
         rows, length = ids.shape
         past = context.length
         hidden = self.run(self.text_inputs(ids, context.position), context.cache)
         context.position += length
-        context.spent.prompt += rows * (length - written)
-        context.spent.generated += rows * written
-        context.spent.flops += rows * self.family.language_flops(length, past)
-        if adapter is not None:
-            context.spent.flops += adapter_flops(self._adapters[adapter], rows * length)
+        context.spent.prompt += rows * length
+        for _ in range(rows):
+            self.charge(context.spent, length, past, adapter=adapter)
         return hidden
 
     @contextlib.contextmanager
@@ -385,26 +398,30 @@ class VisionLanguageModel:
         finally:
             handle.remove()
 
-    def _string(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
-
-    def _end_tokens(self) -> set[int]:
-        end = self.model.generation_config.eos_token_id
-        ends = set(end) if isinstance(end, list) else {end}
-        return (ends | {self.tokenizer.eos_token_id}) - {None}
-
     @contextlib.contextmanager
-    def _only(self, adapter: str | None) -> Iterator[None]:
-        """Exactly this adapter on, or none; the lock is held."""
-        if adapter is None:
-            yield
+    def only(self, adapter: str | None) -> Iterator[None]:
+        """Exactly this adapter on, or none, and the model to oneself, for passes that follow each other.
+
+        Raises:
+            ValueError: no adapter of that name is loaded.
+        """
+        with self._lock:
+            before = self._on
+            self._switch(adapter)
+            try:
+                yield
+            finally:
+                self._switch(before)
+
+    def _switch(self, adapter: str | None) -> None:
+        if adapter == self._on:
             return
-        if adapter not in self._adapters:
+        if adapter is not None and adapter not in self._adapters:
             known = ", ".join(sorted(self._adapters)) or "none"
             raise ValueError(f"adapter {adapter!r} is not loaded; loaded: {known}")
-        self.model.enable_adapters()
-        self.model.set_adapter(adapter)
-        try:
-            yield
-        finally:
-            self.model.disable_adapters()
+        # layer by layer: the library's own switch looks for all of them, and peft's version, every time
+        for layer in self._tuned:
+            if adapter is not None:
+                layer.set_adapter(adapter)
+            layer.enable_adapters(adapter is not None)
+        self._on = adapter

@@ -6,7 +6,7 @@ Knows keys, values, positions and costs of sequences. Runs no model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -87,7 +87,7 @@ class Context:
     @property
     def rows(self) -> int:
         """Number of sequences held."""
-        return len(_states(self.cache)[0][0])
+        return len(states_of(self.cache)[0][0])
 
     def fork(self, rows: int = 1) -> Context:
         """A copy repeated over ``rows`` that can be continued freely; what it costs is its own."""
@@ -106,12 +106,12 @@ class Context:
     @staticmethod
     def stack(contexts: Sequence[Context]) -> Context:
         """Rows of equal length as one batch that goes on at the first one's position."""
-        layers = zip(*(_states(c.cache) for c in contexts), strict=True)
+        layers = zip(*(states_of(c.cache) for c in contexts), strict=True)
         together = ([torch.cat(kinds) for kinds in zip(*rows, strict=True)] for rows in layers)
         return Context(_cache_of(together), contexts[0].position)
 
     def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Context:
-        layers = ([change(states) for states in layer] for layer in _states(self.cache))
+        layers = ([change(states) for states in layer] for layer in states_of(self.cache))
         return Context(_cache_of(layers), self.position)
 
     def crop(self, tokens: int) -> None:
@@ -144,6 +144,22 @@ class Prefilled:
     _positions: list[int]
     _videos: list[EncodedVideo]
 
+    def alone(self, row: int) -> Prefilled:
+        """A copy of one row, without its padding; what it costs is charged to the same meter."""
+        length, video = self.lengths[row], self._videos[row]
+        whole = Context(self._cache, self._positions[row])
+        return Prefilled(
+            hidden=self.hidden[row : row + 1, :length].clone(),
+            lengths=[length],
+            tail_length=self.tail_length,
+            head_length=self.head_length,
+            spent=[self.spent[row]],
+            vision=[self.vision[row].clone()],
+            _cache=whole.select(row, [(0, self.head_length + length)]).cache,
+            _positions=[self._positions[row]],
+            _videos=[replace(video, pixels=video.pixels.clone())],
+        )
+
     def context(self, row: int) -> Context:
         """A copy of one row's cache, without its padding, ready to be continued."""
         whole = Context(self._cache, self._positions[row])
@@ -175,7 +191,7 @@ class Prefilled:
         return [whole.select(row, [(0, base), (base + a, base + b)]) for a, b in self.blocks(row)]
 
 
-def _states(cache: Cache) -> list[tuple[torch.Tensor, ...]]:
+def states_of(cache: Cache) -> list[tuple[torch.Tensor, ...]]:
     """What each layer holds, all of it with rows in dimension 0 and tokens in 2."""
     layers: list[Any] = cache.layers
     return [

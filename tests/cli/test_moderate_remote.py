@@ -27,6 +27,7 @@ def run(*arguments):
         (["--structured", "none"], "--structured belongs to --engine openai"),
         (["--logprobs"], "--logprobs belongs to --engine openai"),
         (["--timeout", "5"], "--timeout belongs to --engine openai"),
+        (["--concurrency", "5"], "--concurrency belongs to --engine openai"),
         (["--engine", "openai", "--served-model", "m"], "--engine openai needs --base-url"),
         (["--engine", "openai", "--base-url", "http://a/v1"], "openai needs --served-model"),
         (["--engine", "warp"], "'--engine'"),

@@ -55,7 +55,7 @@ def test_what_a_random_model_writes_is_kept_and_counts_as_unparsed(
 
 def test_a_whole_answer_decides(vlm_dir, clips, policy, monkeypatch):
     text = guardrail_answer(policy, ["violence", "abuse"])
-    monkeypatch.setattr(VisionLanguageModel, "decode", lambda *_, **__: text)
+    monkeypatch.setattr("safelens.vlm_decoding.alone", lambda *_, **__: text)
     [answer] = ask(system(vlm_dir, policy), clips[:1])
     assert (answer.outcome, answer.flags, answer.label) == (
         "decided",

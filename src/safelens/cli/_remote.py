@@ -91,6 +91,10 @@ MaxNewTokens = Annotated[
         "--max-new-tokens", min=1, help="Budget of an answer, with thoughts.", show_default="2048"
     ),
 ]
+Concurrency = Annotated[
+    int | None,
+    typer.Option("--concurrency", min=1, help="Most requests at a time.", show_default="8"),
+]
 Timeout = Annotated[
     float | None,
     typer.Option(
@@ -105,6 +109,7 @@ _KEYS = {
     "structured": "structured",
     "logprobs": "logprobs",
     "max_new_tokens": "max_new_tokens",
+    "concurrency": "concurrency",
     "timeout": "timeout_s",
 }
 """Option to the setting of `Remote` that it gives."""

@@ -23,6 +23,7 @@ from safelens.cli._progress import progress
 from safelens.cli._remote import (
     ApiKeyEnv,
     BaseUrl,
+    Concurrency,
     Engine,
     EngineOption,
     FramesOption,
@@ -98,6 +99,7 @@ def moderate(
     structured: StructuredOption = None,
     logprobs: Logprobs = False,
     max_new_tokens: MaxNewTokens = None,
+    concurrency: Concurrency = None,
     timeout: Timeout = None,
     out: Annotated[
         Path | None, typer.Option(help="File to which each verdict is added as a line of JSON.")

@@ -110,6 +110,8 @@ class VlmSystem:
         return {"generate": await asyncio.to_thread(self._generate, clip)}
 
     def _generate(self, clip: Clip) -> Answer:
+        from safelens.vlm_decoding import alone, reply
+
         vlm = self._vlm
         assert vlm is not None
         style, policy = self._style, self._policy
@@ -119,7 +121,12 @@ class VlmSystem:
         began = time.perf_counter()
         videos = vlm.encode_videos([clip.frames], [clip.timestamps])
         context = vlm.prefill_videos(self._head, videos, parts.tail).context(0)
-        hidden = vlm.extend(context, vlm.ids(parts.closing))
-        text = vlm.decode(context, hidden, max_new_tokens=self._max_new_tokens)
+        program = reply(
+            vlm,
+            context.spent,
+            vlm.ids(parts.closing).tolist(),
+            max_new_tokens=self._max_new_tokens,
+        )
+        text = alone(vlm, context, program)
         seconds = {"generate": time.perf_counter() - began}
         return read_text(style, policy, clip, text, seconds=seconds, **cost([context.spent]))

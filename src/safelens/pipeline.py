@@ -1,0 +1,148 @@
+"""Many videos through the cascade at once: which is decoded, screened and deliberated when.
+
+Knows order, batches and bounds. What a stage does, and what is decided, is the matter of `cascade`.
+
+S1 and S2 share one model, so only one of them runs at a time. S2 is bound by reading the weights, once for
+all videos that it is writing about: so as long as it has room for more, and videos are waiting, S1 goes first.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safelens.outcome import Decoded
+from safelens.verdict import Caption, Verdict
+from safelens.video import Clip
+
+if TYPE_CHECKING:
+    from safelens.cascade import SafeLens
+    from safelens.screen import Screened
+    from safelens.vlm_cost import Spent
+
+BATCH = 8
+"""Most videos that are screened together."""
+UNDER_WAY = 4 * BATCH
+"""Most videos between their path and their verdict; a third of them fills S2's slots."""
+AHEAD = 2 * BATCH
+"""Most videos that are decoded and not yet screened."""
+
+
+@dataclass
+class Case:
+    """A video on its way to a verdict.
+
+    Attributes:
+        decoding: becomes the video.
+        s1: what S1 found, where S2 is to be asked.
+        captions: one a frame, for S2.
+        spent: what the video is charged, where S2 is asked.
+        verdict: what came of it.
+    """
+
+    decoding: Future[Decoded]
+    s1: Screened | None = None
+    captions: tuple[Caption, ...] = ()
+    spent: list[Spent] = field(default_factory=list)
+    verdict: Verdict | None = None
+
+    @property
+    def video(self) -> Decoded:
+        """What was decoded; waits for it."""
+        return self.decoding.result()
+
+    @property
+    def clip(self) -> Clip:
+        """Its frames, which it must have."""
+        clip = self.video.clip
+        assert clip is not None
+        return clip
+
+    @property
+    def screened(self) -> Screened:
+        """What S1 found, where S2 is asked."""
+        assert self.s1 is not None
+        return self.s1
+
+
+class Pipeline:
+    """One run over some videos.
+
+    Args:
+        cascade: decodes, screens, deliberates and decides.
+        paths: taken one by one, as there is room for them.
+    """
+
+    def __init__(self, cascade: SafeLens, paths: Iterable[str | Path]) -> None:
+        self._cascade = cascade
+        self._paths = iter(paths)
+        self._order: deque[Case] = deque()
+        self._unread: list[Case] = []
+        """Not yet screened, in order."""
+        self._unsure: deque[Case] = deque()
+        """For S2, not yet begun."""
+        self._deliberations = cascade.deliberations()
+
+    def run(self) -> Iterator[Case]:
+        """Videos with their verdicts, in order; a slow one holds up those behind it, and none before it."""
+        reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="safelens-decode")
+        try:
+            while True:
+                room = min(UNDER_WAY - len(self._order), AHEAD - len(self._unread))
+                for path in itertools.islice(self._paths, max(0, room)):
+                    case = Case(reader.submit(self._cascade.decode, str(path)))
+                    self._order.append(case)
+                    self._unread.append(case)
+                if not self._order:
+                    return
+                if self._order[0].verdict is not None:
+                    yield self._order.popleft()
+                elif not self._work():
+                    self._unread[0].decoding.result()
+        finally:
+            reader.shutdown(wait=True, cancel_futures=True)
+
+    def _work(self) -> bool:
+        """Whatever the models can do now; False where all depends on videos that are still being decoded."""
+        under_way = self._deliberations
+        if self._unsure and under_way.free:
+            self._cascade.begin(self._unsure.popleft(), under_way)
+        elif (not len(under_way) or under_way.free) and (batch := self._decoded()):
+            self._screen(batch)
+        elif len(under_way):
+            for ended in under_way.step():
+                self._cascade.conclude(ended)
+        else:
+            return False
+        return True
+
+    def _decoded(self) -> list[Case]:
+        """The oldest video that is decoded, and others that are most like it in length."""
+        ready = [case for case in self._unread if case.decoding.done()]
+        if not ready:
+            return []
+
+        def unlike(case: Case) -> int:
+            lengths = [
+                0 if c.video.clip is None else len(c.video.clip.frames) for c in (case, ready[0])
+            ]
+            return abs(lengths[0] - lengths[1])
+
+        return sorted(ready, key=unlike)[:BATCH]
+
+    def _screen(self, batch: list[Case]) -> None:
+        self._unread = [case for case in self._unread if case not in batch]
+        readable = []
+        for case in batch:
+            if case.video.clip is None:
+                case.verdict = self._cascade.unreadable(case.video)
+            else:
+                readable.append(case)
+        if readable:
+            self._cascade.screen(readable)
+        self._unsure.extend(case for case in readable if case.verdict is None)
