@@ -24,7 +24,7 @@ from safelens.video import Clip
 from safelens.vlm import VisionLanguageModel
 from safelens.vlm_cache import Context
 from safelens.vlm_cost import Spent
-from safelens.vlm_decoding import Decoding, Phrases, Program, Step, Written, alone, greedy
+from safelens.vlm_decoding import DRAFT, Decoding, Phrases, Program, Step, Written, alone, greedy
 
 ADAPTER = "deliberate"
 _BEGIN = "DESCRIPTION:"
@@ -61,7 +61,12 @@ class Deliberator:
         adapter: LoRA adapter that is switched on after the question; None for a model that needs none.
         max_new_tokens: budget for description and explanation.
         layout: order of the prompt, of use where the model is not S1's.
+
+    Attributes:
+        guess: whether passes also run tokens that are guessed; the answer is the same.
     """
+
+    guess = True
 
     def __init__(
         self,
@@ -140,6 +145,7 @@ class Deliberator:
             max_new_tokens=self.max_new_tokens,
             stop=_STOP,
             answers=self._answers,
+            draft=DRAFT if self.guess else 0,
         )
         flags, found = yield from self._answer(reasoning, scores)
         guardrail = prompts.guardrail_answer(self.policy, [n for n, flag in flags.items() if flag])

@@ -137,18 +137,22 @@ class VisionLanguageModel:
             ModelLoadError: the adapter is missing, was made for another model, or changes the
                 vocabulary's head, which is read without adapters.
         """
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
         with self._lock, loading(source) as (found, local):
             weights = adapter_weights(found, local)
             self.model.load_adapter(str(weights.parent), adapter_name=name)
             self.model.to(self.device)
-            self.model.disable_adapters()
-            self.model.eval()
             parameters = dict(self.model.named_parameters())
             check_adapter(source, weights, name, parameters)
-            self._adapters[name] = lora_weights(name, parameters)
-            self._tuned = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
+            self.adopt_adapter(name)
+
+    def adopt_adapter(self, name: str) -> None:
+        """Take a LoRA adapter that the model has already; it is off until it is named."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        self.model.disable_adapters()
+        self.model.eval()
+        self._adapters[name] = lora_weights(name, dict(self.model.named_parameters()))
+        self._tuned = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
 
     # -- texts and frames to inputs -------------------------------------------------------------
 

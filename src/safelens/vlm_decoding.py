@@ -108,6 +108,11 @@ class Decoding(Generic[Key, Result]):
         """How many sequences can be admitted now."""
         return self._slots.rows - len(self._running)
 
+    @property
+    def held_bytes(self) -> int:
+        """What the caches of all sequences hold, which a pass reads."""
+        return self._slots.bytes
+
     def admit(self, key: Key, context: Context, program: Program[Result]) -> None:
         """Take a sequence in and run its program's first step, on its own.
 
@@ -275,6 +280,7 @@ def greedy(
     max_new_tokens: int,
     stop: str | None = None,
     answers: Phrases | None = None,
+    draft: int = DRAFT,
 ) -> Generator[Step, torch.Tensor, Written]:
     """Greedy decoding until the end-of-turn token, the ``stop`` text if any, or the budget: part of a program.
 
@@ -289,6 +295,7 @@ def greedy(
         max_new_tokens: budget; reaching it is no error.
         stop: text at which decoding ends.
         answers: earlier ones, to which this one is added.
+        draft: most tokens that are guessed at a time, at most `DRAFT`.
 
     Returns:
         The program's next step must drop, and run first, what it says.
@@ -325,7 +332,7 @@ def greedy(
         drop = len(guess) - kept
         seen = [*source[-DRAFT:], *ids]
         phrases.add(seen, known=len(seen) - kept - 1)
-        guess = phrases.after(seen, min(DRAFT, max_new_tokens - len(ids) - 1))
+        guess = phrases.after(seen, min(draft, max_new_tokens - len(ids) - 1))
         step = [ids[-1], *guess]
         logits = yield Step(step, range(len(step)), drop=drop, own=len(step))
 

@@ -190,6 +190,15 @@ class Slots:
         return positions, seen[:, None]
 
     @property
+    def bytes(self) -> int:
+        """What a pass reads of all sequences."""
+        return sum(
+            states[0, :, :1].numel() * states.element_size()
+            for layer in self._layers
+            for states in layer.held
+        ) * sum(self.lengths)
+
+    @property
     def _layers(self) -> list[Any]:
         layers: list[Any] = self.cache.layers
         return layers
