@@ -69,7 +69,7 @@ class SafeLens:
         outside_domain: Literal["escalate", "refuse"] = "escalate",
     ) -> None:
         self.screener = screener
-        self.deliberator = deliberator
+        self._s2 = deliberator
         self.captioner = captioner
         self.thresholds = thresholds
         self.provenance = provenance
@@ -210,8 +210,22 @@ class SafeLens:
     def close(self) -> None:
         """End the decoding process, and connections to a server."""
         self._reader.close()
-        if isinstance(self.deliberator, RemoteDeliberator):
-            self.deliberator.close()
+        if self.remote is not None:
+            self.remote.close()
+
+    @property
+    def remote(self) -> RemoteDeliberator | None:
+        """S2 on a server; None where it runs here."""
+        return self._s2 if isinstance(self._s2, RemoteDeliberator) else None
+
+    @property
+    def deliberator(self) -> Deliberator:
+        """S2 where it runs here; RuntimeError where it does not."""
+        if isinstance(self._s2, RemoteDeliberator):
+            raise RuntimeError(
+                "S2 runs on a server, and none is loaded here; build without `remote`"
+            )
+        return self._s2
 
     # -- moderation -------------------------------------------------------------------------------
 
@@ -275,8 +289,8 @@ class SafeLens:
 
     def deliberations(self) -> UnderWay:
         """A batch of S2, in which several videos are under way."""
-        if isinstance(self.deliberator, RemoteDeliberator):
-            return RemoteBatch(self.deliberator)
+        if self.remote is not None:
+            return RemoteBatch(self.remote)
         return self.deliberator.decoding()
 
     def begin(self, case: Case, under_way: UnderWay) -> None:
@@ -294,7 +308,7 @@ class SafeLens:
             context, spent = self._context(case)
             case.spent = [*spent, watching]
             case.video.timing["deliberate"] = time.perf_counter() - began
-            program = self._reasoner.program(case.captions, scores, context.spent)
+            program = self.deliberator.program(case.captions, scores, context.spent)
             under_way.admit(case, context, program)
         except Exception as error:
             case.verdict = self._outcome.model_error(case.video, error)
@@ -307,12 +321,12 @@ class SafeLens:
         case, s2 = ended.key, ended.result
         case.video.timing["deliberate"] += ended.seconds
         try:
-            if ended.error is not None and isinstance(self.deliberator, RemoteDeliberator):
+            if ended.error is not None and self.remote is not None:
                 raise ended.error
             if s2 is None:
                 began = time.perf_counter()
                 context, _ = self._context(case)
-                s2 = self._reasoner.deliberate(context, case.captions, case.screened.scores)
+                s2 = self.deliberator.deliberate(context, case.captions, case.screened.scores)
                 case.video.timing["deliberate"] += time.perf_counter() - began
             case.verdict = self._verdict_of_s2(case, s2)
         except Exception as error:
@@ -346,18 +360,12 @@ class SafeLens:
             s2=s2,
         )
 
-    @property
-    def _reasoner(self) -> Deliberator:
-        """S2 where it runs here."""
-        assert not isinstance(self.deliberator, RemoteDeliberator)
-        return self.deliberator
-
     def _context(self, case: Case) -> tuple[Context, list[Spent]]:
         """What S2 continues, and what that and S1 are charged: S1's cache, or its own where it is another model."""
         s1 = case.screened
-        if self._reasoner.vlm is self.screener.vlm:
+        if self.deliberator.vlm is self.screener.vlm:
             return s1.context, [s1.spent]
-        context = self._reasoner.read_video(case.clip)
+        context = self.deliberator.read_video(case.clip)
         return context, [s1.spent, context.spent]
 
     def _captions(self, video: Decoded, clip: Clip, spent: Spent) -> tuple[Caption, ...]:

@@ -19,7 +19,6 @@ from safelens.evaluate.answers import Answer
 from safelens.evaluate.system import SCHEMA, SystemsError, answered, cost, failed
 from safelens.outcome import Decision
 from safelens.policy import Policy
-from safelens.remote_deliberate import RemoteDeliberator
 from safelens.verdict import Caption, Evidence
 from safelens.video import Clip
 from safelens.vlm_cost import Spent
@@ -184,14 +183,12 @@ def _deliberate(lens: SafeLens, clip: Clip, s1: Screened, seconds: dict[str, flo
         [captions] = lens.captioner.describe([clip], spent=others[0])
         seconds["caption"] = time.perf_counter() - began
     began = time.perf_counter()
-    deliberator = lens.deliberator
-    assert not isinstance(deliberator, RemoteDeliberator)  # both stages are evaluated here
-    if deliberator.vlm is lens.screener.vlm:
+    if lens.deliberator.vlm is lens.screener.vlm:
         context = s1.context
     else:
-        context = deliberator.read_video(clip)
+        context = lens.deliberator.read_video(clip)
         others.append(context.spent)
-    s2 = deliberator.deliberate(context, captions, s1.scores)
+    s2 = lens.deliberator.deliberate(context, captions, s1.scores)
     seconds["deliberate"] = time.perf_counter() - began
     fields = {
         "scores": {name: _unit(score) for name, score in s2.scores.items()},
