@@ -7,6 +7,7 @@ The first part of the path says how it behaves, so that one server plays all par
 
 import hashlib
 import json
+import math
 import re
 import sys
 import threading
@@ -23,8 +24,8 @@ LOCK = threading.Lock()
 
 def good(messages):
     """What a good generator writes, from the last line that the prompt asks for."""
-    if isinstance(messages[1]["content"], list):
-        return judged(messages[1]["content"][-1]["text"])
+    if isinstance(messages[-1]["content"], list):
+        return judged(messages[-1]["content"][-1]["text"])
     if "conciseness" in messages[0]["content"]:
         return graded(messages[1]["content"])
     guardrail = messages[1]["content"].rsplit("\n", 1)[1]
@@ -37,7 +38,7 @@ def good(messages):
 
 def judged(question):
     """An answer in the form that is asked for: the second category is violated."""
-    if "rating" in question:
+    if '"rating"' in question:
         name = re.findall(r'"(O\d+: .*?)"', question)[1]
         answer = {"rating": "Unsafe", "category": name, "rationale": "It is shown."}
         return f"```json\n{json.dumps(answer, indent=1)}\n```"
@@ -45,6 +46,38 @@ def judged(question):
     names = re.findall(r'("[^"]+"): bool', template)
     flags = ", ".join(f"{name}: {'true' if i == 1 else 'false'}" for i, name in enumerate(names))
     return f"DESCRIPTION: A place.\nGUARDRAIL: {{{flags}}}\nEXPLANATION: It is shown."
+
+
+def formed(text, body):
+    """The answer in the form that the request's structured output asks for, as a server would force it."""
+    if not {"structured_outputs", "response_format"} & set(body):
+        return text
+    fields = dict(line.split(": ", 1) for line in text.splitlines())
+    if "structured_outputs" in body:
+        order = ("DESCRIPTION", "EXPLANATION", "GUARDRAIL")
+        text = "\n".join(f"{name}: {fields[name]}" for name in order)
+        assert re.fullmatch(body["structured_outputs"]["regex"], text)
+    else:
+        schema = body["response_format"]["json_schema"]["schema"]
+        flags = json.loads(fields["GUARDRAIL"])
+        assert list(flags) == schema["properties"]["GUARDRAIL"]["required"]
+        text = json.dumps({n: flags if n == "GUARDRAIL" else fields[n] for n in schema["required"]})
+    return text
+
+
+def tokens(text):
+    """The text's tokens with their probabilities: of true 0.7 against 0.2, of false 0.9 against 0.05."""
+    for token in re.findall(r" ?\w+| ?[^\w\s]+|\s", text):
+        likely = {token: 0.99}
+        if token.strip() == "true":
+            likely = {token: 0.6, " True": 0.1, " false": 0.2, " maybe": 0.1}
+        elif token.strip() == "false":
+            likely = {token: 0.9, " true": 0.05}
+        top = [
+            {"token": t, "bytes": list(t.encode()), "logprob": math.log(p)}
+            for t, p in likely.items()
+        ]
+        yield top[0] | {"top_logprobs": top}
 
 
 def graded(answer):
@@ -97,6 +130,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def behave(self, name, body, first):
         messages = body["messages"]
+        self.logprobs = body.get("logprobs", False)
         kind = name.split("-")[0]
         if kind == "busy" and first:
             self.reply(429, b'{"error": "slow down"}', {"Retry-After": "1"})
@@ -122,6 +156,20 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(401, json.dumps(said).encode())
         elif kind == "mute":
             self.answer("I cannot judge this.")
+        elif kind == "null":
+            self.answer(None)
+        elif kind == "cut":
+            text = good(messages)
+            self.answer(text[: text.index("true") + 4], finish="length")
+        elif kind == "whole":  # and yet the budget is used up
+            self.answer(good(messages), finish="length")
+        elif kind == "filter":
+            self.answer(good(messages), finish="content_filter")
+        elif kind == "quiet":
+            self.logprobs = False
+            self.answer(good(messages))
+        elif kind == "mends" and COUNTS[name] <= 8:
+            self.reply(400, b'{"error": "still loading"}')
         elif kind == "picky" and COUNTS[name] % 2:
             self.reply(400, b'{"error": "too many images"}')
         elif kind == "absent":
@@ -142,12 +190,17 @@ class Handler(BaseHTTPRequestHandler):
         else:
             if kind == "slow":
                 time.sleep(0.1)
-            self.answer(good(messages))
+            while kind == "crowd" and MOST[name] < 3:  # answers nobody before there are three
+                time.sleep(0.02)
+            self.answer(formed(good(messages), body))
 
-    def answer(self, text, usage=None):
+    def answer(self, text, usage=None, finish="stop"):
         message = {"role": "assistant", "content": text}
+        choice = {"index": 0, "message": message, "finish_reason": finish}
+        if self.logprobs:
+            choice["logprobs"] = {"content": list(tokens(text))}
         value = {
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "choices": [choice],
             "usage": usage or {"prompt_tokens": 1000, "completion_tokens": 50},
         }
         self.reply(200, json.dumps(value).encode())

@@ -3,6 +3,7 @@ import json
 import socket
 import time
 import urllib.request
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -10,7 +11,7 @@ import pytest
 
 from safelens import chat_client
 from safelens.answer_cache import AnswerCache
-from safelens.chat_client import ChatClient
+from safelens.chat_client import ChatClient, Reply
 from safelens.chat_errors import EndpointError, EndpointStop
 
 MESSAGES = [
@@ -170,6 +171,18 @@ def test_secrets_in_the_address_are_refused_and_not_repeated(tmp_path):
     assert "hunter2" not in str(caught.value)
 
 
+def test_why_it_stopped_and_its_tokens_are_told_and_kept(client):
+    video = [{"role": "user", "content": [{"type": "text", "text": 'GUARDRAIL: {"A": bool}'}]}]
+
+    async def twice():
+        async with client("whole-kept") as asked:
+            return [await asked.ask(video, logprobs=True) for _ in range(2)]
+
+    first, again = asyncio.run(twice())
+    assert (first.finish, "".join(t["token"] for t in first.logprobs)) == ("length", first.text)
+    assert replace(first, seconds=0.0) == again
+
+
 def test_concurrency_is_bounded_and_used(client, requests):
     questions = [
         [MESSAGES[0], {"role": "user", "content": f"{i}\nGUARDRAIL: {{}}"}] for i in range(12)
@@ -184,7 +197,8 @@ def test_odd_answers(client):
     assert (asked.report.unmetered, asked.report.prompt_tokens) == (1, 0)
     assert "peo?ple" in ask(client("odd"))[0]
     read = chat_client._read
-    assert read(b'{"choices": [{"message": {"content": null}}]}') == ("", {})
+    nothing = read(b'{"choices": [{"message": {"content": null}, "logprobs": 3}], "usage": [1]}')
+    assert chat_client._reply(nothing, 0.5) == Reply("", None, None, 0.5, None, None)
     for bad in (b"[]", b"1", b"[" * 200_000, b'{"choices": {}}', b'{"choices": [1]}', b"\xff"):
         with pytest.raises(ValueError, match=r"no |without"):
             read(bad)

@@ -78,7 +78,13 @@ def test_json_round_trip_on_one_line():
         "provenance",
     ]
     assert data["schema"] == "safelens.verdict/1"
-    assert list(data["provenance"])[-1] == "knows"
+    assert list(data["provenance"])[-2:] == ["knows", "remote"]
+
+
+def test_a_verdict_that_was_written_before_s2_could_be_remote():
+    fields = json.loads(decided().to_json())
+    assert fields["provenance"].pop("remote") is None
+    assert Verdict.from_json(json.dumps(fields)) == decided()
 
 
 def test_json_schema():

@@ -17,6 +17,8 @@ from safelens.bundle import Bundle, BundleError, ClipSettings
 from safelens.outcome import Decision, Decoded, Outcome
 from safelens.pipeline import Case, Pipeline
 from safelens.policy import Policy
+from safelens.remote_batch import RemoteBatch
+from safelens.remote_deliberate import Remote, RemoteDeliberator
 from safelens.thresholds import Thresholds
 from safelens.verdict import Caption, Evidence, Provenance, Verdict
 from safelens.video import Clip, ClipOptions, VideoError, VideoReader
@@ -27,8 +29,11 @@ if TYPE_CHECKING:
     from safelens.deliberate import Deliberated, Deliberator
     from safelens.domain import DomainGuard
     from safelens.screen import Layout, ProbeReader, Screened, Screener
+    from safelens.vlm import VisionLanguageModel
     from safelens.vlm_cache import Context
     from safelens.vlm_decoding import Decoding, Finished
+
+    UnderWay = Decoding["Case", "Deliberated"] | RemoteBatch["Case"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class SafeLens:
 
     Args:
         screener: S1.
-        deliberator: S2.
+        deliberator: S2, here or on a server.
         captioner: Florence-2, or None to deliberate without captions.
         thresholds: from which confidence on S1's answer stands.
         provenance: stands in every verdict.
@@ -55,7 +60,7 @@ class SafeLens:
     def __init__(
         self,
         screener: Screener,
-        deliberator: Deliberator,
+        deliberator: Deliberator | RemoteDeliberator,
         captioner: Captioner | None,
         *,
         thresholds: Thresholds,
@@ -64,7 +69,7 @@ class SafeLens:
         outside_domain: Literal["escalate", "refuse"] = "escalate",
     ) -> None:
         self.screener = screener
-        self.deliberator = deliberator
+        self._s2 = deliberator
         self.captioner = captioner
         self.thresholds = thresholds
         self.provenance = provenance
@@ -83,6 +88,7 @@ class SafeLens:
         policy: str | Path | Policy | None = None,
         tau: float | None = None,
         device: str | None = None,
+        remote: Remote | None = None,
     ) -> SafeLens:
         """Build from a bundle.
 
@@ -91,15 +97,16 @@ class SafeLens:
             policy: policy, file or name in place of the bundle's; its category ids must be the probe's classes.
             tau: in place of the bundle's, for all classes.
             device: where the models run; the accelerator if there is one, by default.
+            remote: the server on which S2 runs; the bundle's own reasoner is not loaded then.
 
         Raises:
             BundleError: the bundle or the policy cannot be used.
+            EndpointStop: the server's address or key cannot be used.
             ModelLoadError: a vision-language model or adapter of it cannot be loaded.
             CaptionerError: its captioner cannot be loaded.
             PolicyError: the policy file is wrong.
         """
         from safelens.captioner import Captioner
-        from safelens.deliberate import ADAPTER, Deliberator
         from safelens.screen import Screener
         from safelens.vlm import VisionLanguageModel
         from safelens.vlm_loading import quiet
@@ -110,17 +117,12 @@ class SafeLens:
         if not isinstance(chosen, Policy):
             chosen = Policy.load(chosen)
         found.check_policy(chosen)
+        server = None if remote is None else RemoteDeliberator(remote, chosen, layout=s.layout)
         device = device or default_device()
         pixels = screen.frame_pixels
         vlm = VisionLanguageModel.load(found.path(screen.model), device=device, frame_pixels=pixels)
         reader, guard = _reader_and_guard(found, vlm.hidden_size, device)
-        reasoner = vlm
-        if deliberate.model is not None:
-            reasoner = VisionLanguageModel.load(
-                found.path(deliberate.model), device=device, frame_pixels=pixels
-            )
-        if deliberate.adapter is not None:
-            reasoner.load_adapter(found.path(deliberate.adapter), ADAPTER)
+        deliberator = server or _deliberator(found, chosen, vlm, device)
         with quiet():
             captioner = Captioner.load(
                 found.path(deliberate.captioner),
@@ -130,13 +132,7 @@ class SafeLens:
         thresholds = s.thresholds if tau is None else Thresholds(tau)
         return cls(
             Screener(vlm, chosen, reader=reader, guard=guard, layout=s.layout),
-            Deliberator(
-                reasoner,
-                chosen,
-                adapter=None if deliberate.adapter is None else ADAPTER,
-                max_new_tokens=deliberate.max_new_tokens,
-                layout=s.layout,
-            ),
+            deliberator,
             captioner,
             thresholds=thresholds,
             provenance=_provenance(
@@ -146,6 +142,7 @@ class SafeLens:
                 bundle=f"{s.name} {s.version}",
                 sha256=found.sha256,
                 knows=s.knows,
+                server=server,
             ),
             clip=s.clip,
             outside_domain=s.outside_domain,
@@ -161,6 +158,7 @@ class SafeLens:
         tau: float | None = None,
         layout: Layout = "policy_first",
         device: str | None = None,
+        remote: Remote | None = None,
     ) -> SafeLens:
         """Build from any model of the `families`, without probe or training.
 
@@ -171,8 +169,10 @@ class SafeLens:
             tau: 0.9 by default.
             layout: order of the prompt.
             device: where the models run.
+            remote: the server on which S2 runs, in place of this model.
 
         Raises:
+            EndpointStop: the server's address or key cannot be used.
             ModelLoadError: the model cannot be loaded.
             CaptionerError: the captioner cannot be loaded.
             PolicyError: the policy file is wrong.
@@ -184,6 +184,7 @@ class SafeLens:
         from safelens.vlm_loading import quiet
 
         chosen = Policy.load(policy)
+        server = None if remote is None else RemoteDeliberator(remote, chosen, layout=layout)
         device = device or default_device()
         vlm = VisionLanguageModel.load(model, device=device)
         with quiet():
@@ -191,10 +192,12 @@ class SafeLens:
         thresholds = Thresholds(0.9 if tau is None else tau)
         return cls(
             Screener(vlm, chosen, layout=layout),
-            Deliberator(vlm, chosen, adapter=None, layout=layout),
+            server or Deliberator(vlm, chosen, adapter=None, layout=layout),
             eyes,
             thresholds=thresholds,
-            provenance=_provenance(chosen, thresholds, layout, bundle=f"zero-shot {model}"),
+            provenance=_provenance(
+                chosen, thresholds, layout, bundle=f"zero-shot {model}", server=server
+            ),
             clip=ClipSettings(),
         )
 
@@ -205,8 +208,24 @@ class SafeLens:
         self.close()
 
     def close(self) -> None:
-        """End the decoding process."""
+        """End the decoding process, and connections to a server."""
         self._reader.close()
+        if self.remote is not None:
+            self.remote.close()
+
+    @property
+    def remote(self) -> RemoteDeliberator | None:
+        """S2 on a server; None where it runs here."""
+        return self._s2 if isinstance(self._s2, RemoteDeliberator) else None
+
+    @property
+    def deliberator(self) -> Deliberator:
+        """S2 where it runs here; RuntimeError where it does not."""
+        if isinstance(self._s2, RemoteDeliberator):
+            raise RuntimeError(
+                "S2 runs on a server, and none is loaded here; build without `remote`"
+            )
+        return self._s2
 
     # -- moderation -------------------------------------------------------------------------------
 
@@ -268,29 +287,42 @@ class SafeLens:
             except Exception as error:
                 case.verdict = self._outcome.model_error(case.video, error)
 
-    def deliberations(self) -> Decoding[Case, Deliberated]:
+    def deliberations(self) -> UnderWay:
         """A batch of S2, in which several videos are under way."""
+        if self.remote is not None:
+            return RemoteBatch(self.remote)
         return self.deliberator.decoding()
 
-    def begin(self, case: Case, under_way: Decoding[Case, Deliberated]) -> None:
+    def begin(self, case: Case, under_way: UnderWay) -> None:
         """Describe a video's frames and hand it to S2; what fails becomes the verdict."""
         try:
             watching = Spent()
             case.captions = self._captions(case.video, case.clip, watching)
+            scores = case.screened.scores
+            if isinstance(under_way, RemoteBatch):
+                case.spent = [case.screened.spent, watching]
+                case.video.timing["deliberate"] = 0.0
+                under_way.admit(case, case.clip, case.captions, scores)
+                return
             began = time.perf_counter()
             context, spent = self._context(case)
             case.spent = [*spent, watching]
             case.video.timing["deliberate"] = time.perf_counter() - began
-            program = self.deliberator.program(case.captions, case.screened.scores, context.spent)
+            program = self.deliberator.program(case.captions, scores, context.spent)
             under_way.admit(case, context, program)
         except Exception as error:
             case.verdict = self._outcome.model_error(case.video, error)
 
     def conclude(self, ended: Finished[Case, Deliberated]) -> None:
-        """Make the verdict of a video that S2 is done with; what failed in company is tried once alone."""
+        """Make the verdict of a video that S2 is done with.
+
+        What failed here in company is tried once alone; a server's failures are of one video each.
+        """
         case, s2 = ended.key, ended.result
         case.video.timing["deliberate"] += ended.seconds
         try:
+            if ended.error is not None and self.remote is not None:
+                raise ended.error
             if s2 is None:
                 began = time.perf_counter()
                 context, _ = self._context(case)
@@ -323,7 +355,7 @@ class SafeLens:
             case.screened,
             decision,
             evidence=evidence,
-            spent=case.spent,
+            spent=case.spent if s2.spent is None else [*case.spent, s2.spent],
             captions=case.captions,
             s2=s2,
         )
@@ -392,6 +424,34 @@ def _reader_and_guard(
     return reader, guard
 
 
+def _deliberator(
+    found: Bundle, policy: Policy, embedder: VisionLanguageModel, device: str
+) -> Deliberator:
+    """The bundle's S2: on the embedder's cache, or a model of its own.
+
+    Raises:
+        ModelLoadError: its model or adapter cannot be loaded.
+    """
+    from safelens.deliberate import ADAPTER, Deliberator
+    from safelens.vlm import VisionLanguageModel
+
+    settings, pixels = found.settings.deliberate, found.settings.screen.frame_pixels
+    reasoner = embedder
+    if settings.model is not None:
+        reasoner = VisionLanguageModel.load(
+            found.path(settings.model), device=device, frame_pixels=pixels
+        )
+    if settings.adapter is not None:
+        reasoner.load_adapter(found.path(settings.adapter), ADAPTER)
+    return Deliberator(
+        reasoner,
+        policy,
+        adapter=None if settings.adapter is None else ADAPTER,
+        max_new_tokens=settings.max_new_tokens,
+        layout=found.settings.layout,
+    )
+
+
 def _provenance(
     policy: Policy,
     thresholds: Thresholds,
@@ -400,6 +460,7 @@ def _provenance(
     bundle: str,
     sha256: str | None = None,
     knows: str | None = None,
+    server: RemoteDeliberator | None = None,
 ) -> Provenance:
     return Provenance(
         package=__version__,
@@ -411,6 +472,7 @@ def _provenance(
         taus=dict(thresholds.taus) or None,
         layout=layout,
         knows=knows,
+        remote=None if server is None else server.provenance,
     )
 
 

@@ -85,12 +85,18 @@ class Reply:
         prompt_tokens: as the endpoint counted them, None where it did not.
         completion_tokens: likewise.
         seconds: from the request that was answered to its answer's end; 0 from the cache.
+        finish: why the model stopped, such as "stop", or "length" where its budget was used up; None where
+            the endpoint does not say.
+        logprobs: each token with its log probability, if the request asked for them and the endpoint gave
+            them; as it gave them, unchecked.
     """
 
     text: str
     prompt_tokens: int | None
     completion_tokens: int | None
     seconds: float
+    finish: str | None = None
+    logprobs: list[Any] | None = None
 
 
 class ChatClient:
@@ -140,6 +146,7 @@ class ChatClient:
             )
         self.base_url = base_url.rstrip("/")
         self.model = model
+        self.concurrency = concurrency
         self.report = CostReport()
         self._key = api_key
         self._cache = cache
@@ -178,22 +185,21 @@ class ChatClient:
         key = "" if self._cache is None else self._cache.key(self.base_url, self.model, body)
         if self._cache is not None and not fresh and (known := self._cache.get(key)) is not None:
             self.report.cache_hits += 1
-            usage = known.get("usage") or {}
-            return Reply(str(known["text"]), *_tokens(usage), seconds=0.0)
+            return _reply(known, 0.0)
         async with self._slots:
-            text, usage, seconds = await self._request(body)
+            found, seconds = await self._request(body)
         self.report.answers += 1
-        sent, made = _tokens(usage)
-        if sent is None or made is None:
+        reply = _reply(found, seconds)
+        if reply.prompt_tokens is None or reply.completion_tokens is None:
             self.report.unmetered += 1
         else:
-            self.report.prompt_tokens += sent
-            self.report.completion_tokens += made
+            self.report.prompt_tokens += reply.prompt_tokens
+            self.report.completion_tokens += reply.completion_tokens
         if self._cache is not None:
-            self._cache.put(key, {"text": text, "usage": usage, "model": self.model})
-        return Reply(text, sent, made, seconds)
+            self._cache.put(key, found | {"model": self.model})
+        return reply
 
-    async def _request(self, body: dict[str, Any]) -> tuple[str, dict[str, Any], float]:
+    async def _request(self, body: dict[str, Any]) -> tuple[dict[str, Any], float]:
         why, wait = "", 0.0
         for attempt in range(self._retries + 1):
             if attempt:
@@ -214,7 +220,7 @@ class ChatClient:
                 continue
             if status == 200:
                 try:
-                    return *_read(data), time.perf_counter() - began
+                    return _read(data), time.perf_counter() - began
                 except ValueError as error:
                     why = f"not a chat completion: {error}"
                     continue
@@ -250,8 +256,8 @@ class ChatClient:
         return text[:300] or "(no text)"
 
 
-def _read(data: bytes) -> tuple[str, dict[str, Any]]:
-    """Text and usage of a chat completion. Raises ValueError where it is none."""
+def _read(data: bytes) -> dict[str, Any]:
+    """What is kept of a chat completion, as `_reply` reads it. Raises ValueError where it is none."""
     if len(data) > _LARGEST:
         raise ValueError(f"longer than {_LARGEST} bytes")
     try:
@@ -268,14 +274,27 @@ def _read(data: bytes) -> tuple[str, dict[str, Any]]:
     content = message.get("content") or ""
     if not isinstance(content, str):
         raise ValueError(f"content of type {type(content).__name__}")
-    usage = value.get("usage")
-    # A lone surrogate is valid JSON and no valid text.
-    text = content.encode("utf-8", "replace").decode()
-    return text, usage if isinstance(usage, dict) else {}
+    logprobs = choices[0].get("logprobs")
+    return {
+        # A lone surrogate is valid JSON and no valid text.
+        "text": content.encode("utf-8", "replace").decode(),
+        "usage": value.get("usage"),
+        "finish": choices[0].get("finish_reason"),
+        "logprobs": logprobs.get("content") if isinstance(logprobs, dict) else None,
+    }
 
 
-def _tokens(usage: dict[str, Any]) -> tuple[int | None, int | None]:
-    return _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+def _reply(found: dict[str, Any], seconds: float) -> Reply:
+    usage, finish, logprobs = (found.get(name) for name in ("usage", "finish", "logprobs"))
+    counts = usage if isinstance(usage, dict) else {}
+    return Reply(
+        str(found["text"]),
+        _count(counts, "prompt_tokens"),
+        _count(counts, "completion_tokens"),
+        seconds,
+        finish if isinstance(finish, str) else None,
+        logprobs if isinstance(logprobs, list) else None,
+    )
 
 
 def _count(usage: dict[str, Any], name: str) -> int | None:

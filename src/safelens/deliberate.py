@@ -41,6 +41,7 @@ class Deliberated:
         flags: category id to the model's boolean.
         scores: category id to the probability of true.
         text: the whole answer.
+        spent: what it cost, where another machine's model answered; here it is the cache's to count.
     """
 
     description: str | None
@@ -48,6 +49,7 @@ class Deliberated:
     flags: dict[str, bool]
     scores: dict[str, float]
     text: str
+    spent: Spent | None = None
 
 
 class Deliberator:

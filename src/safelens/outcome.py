@@ -6,6 +6,7 @@ Does not decide anything, and runs no model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -185,8 +186,9 @@ def truncated(clip: Clip) -> ErrorInfo:
 
 
 def _cost(spent: Sequence[Spent]) -> Cost:
+    flops = sum(s.flops for s in spent)
     return Cost(
-        gflops=sum(s.flops for s in spent) / 1e9,
+        gflops=None if math.isnan(flops) else flops / 1e9,
         prompt_tokens=sum(s.prompt for s in spent),
         generated_tokens=sum(s.generated for s in spent),
     )

@@ -83,7 +83,7 @@ class Cost(_Part):
     """What the verdict cost, of what a video costs itself: the policy is read once for all.
 
     Attributes:
-        gflops: Floating-point operations of all models, in units of 1e9.
+        gflops: Floating-point operations of all models, in units of 1e9; None where a server's are unknown.
         prompt_tokens: Read by vision-language models, not by the captioner.
         generated_tokens: Written by them.
     """
@@ -91,6 +91,27 @@ class Cost(_Part):
     gflops: Annotated[float, Field(ge=0.0)] | None = None
     prompt_tokens: Annotated[int, Field(ge=0)] = 0
     generated_tokens: Annotated[int, Field(ge=0)] = 0
+
+
+class RemoteModel(_Part):
+    """S2 on an inference server.
+
+    Attributes:
+        engine: Protocol; "openai" is that of vLLM, SGLang and others.
+        base_url: Of the API.
+        model: As the server names it.
+        frames: How they were sent.
+        structured: How the server was asked to keep the answer's form.
+        scores: What S2's category scores are: "logprobs", how probable its booleans were; or "stated",
+            the booleans themselves, 1 or 0.
+    """
+
+    engine: Literal["openai"]
+    base_url: Text
+    model: Text
+    frames: Literal["images", "video"]
+    structured: Literal["none", "regex", "json_schema"]
+    scores: Literal["logprobs", "stated"]
 
 
 class Provenance(_Part):
@@ -106,6 +127,7 @@ class Provenance(_Part):
         taus: In place of `tau` where the screen's answer is that class; None where there are none.
         layout: Order of the prompt, such as "policy_first".
         knows: What the bundle is limited to, in words for a reader, or None.
+        remote: The model that deliberates in place of the bundle's; None where S2 runs with S1.
     """
 
     package: str
@@ -117,6 +139,7 @@ class Provenance(_Part):
     taus: dict[str, Annotated[float, Field(ge=0.0)]] | None = None
     layout: str | None = None
     knows: str | None = None
+    remote: RemoteModel | None = None
 
 
 class Verdict(_Part):

@@ -25,7 +25,7 @@ class Spent:
     Attributes:
         prompt: tokens that a vision-language model read.
         generated: tokens that it wrote.
-        flops: floating-point operations, of whatever ran on it.
+        flops: floating-point operations, of whatever ran on it; NaN where they cannot be known.
     """
 
     prompt: int = 0

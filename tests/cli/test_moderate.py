@@ -16,11 +16,16 @@ from safelens.cli._paths import UsageError, expand
 from safelens.cli._table import MAX_ROWS, Row, print_table
 from safelens.safeworld import sample_scene
 from safelens.safeworld.encode import USUAL, encode
-from safelens.verdict import CategoryScore, ErrorInfo, Provenance, Verdict
+from safelens.verdict import CategoryScore, ErrorInfo, Provenance, RemoteModel, Verdict
 
 PROVENANCE = Provenance(
     package="0.1.0", bundle="tiny 1", bundle_sha256="b" * 64, policy="p", policy_sha256="a", tau=0.8
 )
+
+REMOTE = RemoteModel(
+    engine="openai", base_url="http://a/v1", model="m", frames="images", structured="none",
+    scores="stated",
+)  # fmt: skip
 
 
 def run(*arguments, **options):
@@ -144,9 +149,15 @@ def test_other_settings_are_not_mixed_into_a_log(tmp_path):
         ({"tau": 0.7}, "tau 0.8, now 0.7"),
         ({"policy_sha256": "c"}, "policy's SHA-256 a, now c"),
         ({"bundle_sha256": None, "bundle": "zero-shot m"}, "bundle None, now zero-shot m"),
+        ({"taus": {"safe": 0.9}}, r"tau by class None, now \(\('safe', 0.9\),\)"),
+        ({"remote": REMOTE}, "S2's server None, now .*model='m'"),
     ]:
+        changed = PROVENANCE.model_copy(update=change)
         with pytest.raises(UsageError, match=words):
-            log.check(PROVENANCE.model_copy(update=change))
+            log.check(changed)
+        VerdictLog(write(tmp_path / "w.jsonl", good("a", provenance=changed)), resume=True).check(
+            changed
+        )
 
 
 def test_a_name_that_is_no_text_is_found_again(tmp_path):

@@ -6,8 +6,8 @@ import urllib.request
 import pytest
 
 from safelens.data.records import Record
+from safelens.endpoint import Endpoint
 from safelens.evaluate.answers import Answer
-from safelens.evaluate.endpoints import Endpoint
 from safelens.evaluate.report import markdown, page
 from safelens.evaluate.results import judge
 from safelens.evaluate.rubric_judge import GIVE_UP_AFTER, RubricJudge, explained, read_judge

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 _LINE_START = b'{"schema":"safelens.verdict/'
 
 
+_Settings = tuple[tuple[str, object], ...]
+
+
 def log_key(path: str) -> str:
     """A path as a verdict carries it."""
     return path.encode("utf-8", "backslashreplace").decode()
@@ -39,7 +42,7 @@ class VerdictLog:
     def __init__(self, path: Path, *, resume: bool) -> None:
         self.path = path
         self.done: dict[str, int] = {}
-        self._settings: dict[tuple[object, ...], int] = {}
+        self._settings: dict[_Settings, int] = {}
         self._end = 0
         self._closes_line = False
         self._file: IO[bytes] | None = None
@@ -80,7 +83,7 @@ class VerdictLog:
                 self._end += len(line)
 
     def check(self, provenance: Provenance) -> None:
-        """Refuse to mix verdicts of different bundles, policies or tau in one file.
+        """Refuse to mix verdicts of different bundles, servers, policies or tau in one file.
 
         Raises:
             UsageError: names the first line that differs and how.
@@ -88,13 +91,9 @@ class VerdictLog:
         now = _settings(provenance)
         for then, number in self._settings.items():
             if then != now:
-                names = (
-                    *("bundle", "bundle's SHA-256", "policy's SHA-256"),
-                    *("tau", "tau by class", "layout"),
-                )
                 different = [
                     f"{name} {a}, now {b}"
-                    for name, a, b in zip(names, then, now, strict=True)
+                    for (name, a), (_, b) in zip(then, now, strict=True)
                     if a != b
                 ]
                 raise UsageError(
@@ -135,7 +134,15 @@ class VerdictLog:
             self._file.close()
 
 
-def _settings(p: Provenance) -> tuple[object, ...]:
-    # A bundle goes by its digest: the same one may lie in another place or have another name.
-    name = p.bundle if p.bundle_sha256 is None else None
-    return name, p.bundle_sha256, p.policy_sha256, p.tau, p.taus, p.layout
+def _settings(p: Provenance) -> _Settings:
+    """What all verdicts of a file have in common, by name."""
+    return (
+        # A bundle goes by its digest: the same one may lie in another place or have another name.
+        ("bundle", p.bundle if p.bundle_sha256 is None else None),
+        ("bundle's SHA-256", p.bundle_sha256),
+        ("policy's SHA-256", p.policy_sha256),
+        ("tau", p.tau),
+        ("tau by class", p.taus and tuple(sorted(p.taus.items()))),
+        ("layout", p.layout),
+        ("S2's server", p.remote),
+    )

@@ -14,6 +14,8 @@ import typer
 FAILED = 1
 BAD_USAGE = 2
 INTERRUPTED = 130
+LONGEST_S = 86_400.0
+"""The longest that one answer of an endpoint may take."""
 
 
 class LayoutName(StrEnum):

@@ -6,14 +6,13 @@ Knows what is printed. What is done is the matter of `safelens.curate.traces`.
 from __future__ import annotations
 
 import json
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safelens.cli._options import BAD_USAGE, FAILED, INTERRUPTED, PolicyName, fail
+from safelens.cli._options import BAD_USAGE, FAILED, INTERRUPTED, LONGEST_S, PolicyName, fail
 from safelens.cli._progress import progress
 
 if TYPE_CHECKING:
@@ -54,7 +53,9 @@ def traces(
         typer.Option(metavar="NAME", help="Environment variable that holds the API key."),
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 16,
-    timeout: Annotated[float, typer.Option(min=1.0, help="Seconds for one answer.")] = 300.0,
+    timeout: Annotated[
+        float, typer.Option(min=1.0, max=LONGEST_S, help="Seconds for one answer.")
+    ] = 300.0,
     max_attempts: Annotated[
         int,
         typer.Option(min=1, help="Texts asked for per record, each told what was wrong before."),
@@ -107,7 +108,7 @@ def traces(
         else:
             folder = cache or out.with_name(f"{out.name}.cache")
             writer, client, settings = _model(
-                used, base_url, model, _key(api_key_env), folder, concurrency, timeout
+                used, base_url, model, api_key_env, folder, concurrency, timeout
             )
         run = TraceRun(
             out,
@@ -152,39 +153,27 @@ def _model(
     policy: Policy,
     base_url: str | None,
     model: str | None,
-    key: str | None,
+    api_key_env: str | None,
     cache: Path,
     concurrency: int,
     timeout: float,
 ) -> _Writer:
+    from safelens.answer_cache import AnswerCache
     from safelens.curate.trace_prompt import EndpointGenerator
+    from safelens.endpoint import Endpoint, open_client
 
-    try:
-        from safelens.answer_cache import AnswerCache
-        from safelens.chat_client import ChatClient
-    except ImportError:
-        fail("--generator openai needs httpx2: pip install 'safelens[curate]'")
     if not base_url or not model:
         fail("--generator openai needs --base-url and --model")
-    client = ChatClient(
-        base_url,
-        model,
-        cache=AnswerCache(cache),
-        api_key=key,
+    endpoint = Endpoint(
+        base_url=base_url,
+        model=model,
+        api_key_env=api_key_env,
         concurrency=concurrency,
         timeout_s=timeout,
     )
+    client = open_client(endpoint, cache=AnswerCache(cache))
     settings = {"generator": "openai", "base_url": client.base_url, "model": model}
     return EndpointGenerator(client, policy), client, settings
-
-
-def _key(name: str | None) -> str | None:
-    if name is None:
-        return None
-    key = os.environ.get(name, "").strip()
-    if not key:
-        fail(f"--api-key-env {name}: this environment variable is not set")
-    return key
 
 
 def _report(

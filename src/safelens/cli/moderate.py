@@ -20,10 +20,25 @@ from safelens.cli._log import VerdictLog, log_key
 from safelens.cli._options import FAILED, INTERRUPTED, LayoutName, fail
 from safelens.cli._paths import UsageError, expand
 from safelens.cli._progress import progress
+from safelens.cli._remote import (
+    ApiKeyEnv,
+    BaseUrl,
+    Concurrency,
+    Engine,
+    EngineOption,
+    FramesOption,
+    Logprobs,
+    MaxNewTokens,
+    ServedModel,
+    StructuredOption,
+    Timeout,
+    remote_settings,
+)
 from safelens.cli._table import Row, print_table
 
 if TYPE_CHECKING:
     from safelens.cascade import Moderation, SafeLens
+    from safelens.remote_deliberate import Remote
     from safelens.report import ReportWriter, Tally
     from safelens.verdict import Verdict
 
@@ -76,6 +91,16 @@ def moderate(
         str | None,
         typer.Option(help="Where models run, such as cpu or cuda:1.", show_default="automatic"),
     ] = None,
+    engine: EngineOption = Engine.local,
+    base_url: BaseUrl = None,
+    served_model: ServedModel = None,
+    api_key_env: ApiKeyEnv = None,
+    frames: FramesOption = None,
+    structured: StructuredOption = None,
+    logprobs: Logprobs = False,
+    max_new_tokens: MaxNewTokens = None,
+    concurrency: Concurrency = None,
+    timeout: Timeout = None,
     out: Annotated[
         Path | None, typer.Option(help="File to which each verdict is added as a line of JSON.")
     ] = None,
@@ -106,13 +131,17 @@ def moderate(
     read or a model failed; 2: wrong use; 130: interrupted, --out --resume continues.
     """
     try:
-        _check_options(locals())
+        given = dict(locals())
+        _check_options(given)
+        remote = remote_settings(given)
         files = expand(paths, null=null, leave_out=[p for p in (out, report) if p is not None])
         log = None if out is None else VerdictLog(out, resume=resume)
         with ExitStack() as stack:
             if log is not None:
                 stack.callback(log.close)
-            lens = stack.enter_context(_load(bundle, policy, tau, model, captioner, layout, device))
+            lens = stack.enter_context(
+                _load(bundle, policy, tau, model, captioner, layout, device, remote)
+            )
             run = Run(files, log, as_json)
             if log is not None:
                 log.check(lens.provenance)
@@ -152,6 +181,7 @@ def _load(
     captioner: str | None,
     layout: LayoutName | None,
     device: str | None,
+    remote: Remote | None,
 ) -> SafeLens:
     """Build the system.
 
@@ -169,6 +199,7 @@ def _load(
         from safelens.bundle import BundleError
         from safelens.captioner import CaptionerError
         from safelens.cascade import SafeLens
+        from safelens.chat_errors import EndpointStop
         from safelens.vlm import ModelLoadError
     except PolicyError as error:
         raise UsageError(str(error)) from error
@@ -181,7 +212,9 @@ def _load(
     logging.disable_progress_bar()
     try:
         if model is None:
-            return SafeLens.load(bundle or "tiny", policy=policy, tau=tau, device=device)
+            return SafeLens.load(
+                bundle or "tiny", policy=policy, tau=tau, device=device, remote=remote
+            )
         return SafeLens.zero_shot(
             model,
             captioner=captioner,
@@ -189,8 +222,9 @@ def _load(
             tau=tau,
             layout=(layout or LayoutName.policy_first).value,
             device=device,
+            remote=remote,
         )
-    except (BundleError, ModelLoadError, CaptionerError, PolicyError) as error:
+    except (BundleError, ModelLoadError, CaptionerError, PolicyError, EndpointStop) as error:
         raise UsageError(str(error)) from error
 
 

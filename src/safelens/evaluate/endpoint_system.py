@@ -1,17 +1,16 @@
 """A model behind an OpenAI-compatible endpoint (vLLM, SGLang, a vendor) under evaluation.
 
-Knows how frames travel: as JPEG in data URLs, one image each behind its time, or all as one video with their
-times beside it, as vLLM takes it. The words are the matter of `styles`, HTTP that of `chat_client`.
+Knows one request a video, and what its failures mean. The words are the matter of `styles`, how frames travel
+that of `chat_video`, HTTP that of `chat_client`.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from safelens.bundle import ClipSettings
 from safelens.chat_errors import EndpointError, EndpointStop
+from safelens.chat_video import JPEG_QUALITY, Frames, chat_about
 from safelens.evaluate.answers import Answer
 from safelens.evaluate.styles import STYLES, StyleName
 from safelens.evaluate.system import SCHEMA, failed, read_text
@@ -21,11 +20,8 @@ from safelens.video import Clip
 if TYPE_CHECKING:
     from safelens.chat_client import ChatClient
 
-Frames = Literal["images", "video"]
 GIVE_UP_AFTER = 8
 """Videos in a row without an answer, after which the endpoint counts as down."""
-JPEG_QUALITY = 90
-_TICKS = 1000  # of a second, in which a video's frames are counted
 
 
 class EndpointSystem:
@@ -89,12 +85,9 @@ class EndpointSystem:
     async def answer(self, clip: Clip) -> dict[str, Answer]:
         """The endpoint's answer on a clip."""
         style, policy = self._style, self._policy
-        content, fields = (as_images if self._frames == "images" else as_video)(clip)
-        content.append({"type": "text", "text": style.question(policy)})
-        messages: list[dict[str, Any]] = [
-            {"role": "system", "content": style.system(policy)},
-            {"role": "user", "content": content},
-        ]
+        messages, fields = chat_about(
+            clip, self._frames, system=style.system(policy), question=style.question(policy)
+        )
         try:
             reply = await self._client.ask(
                 messages, temperature=0, max_tokens=self._max_new_tokens, **fields
@@ -116,44 +109,3 @@ class EndpointSystem:
             generated_tokens=reply.completion_tokens or 0,
         )
         return {"request": answer}
-
-
-Content = tuple[list[dict[str, Any]], dict[str, Any]]
-"""Parts of a user's message, and further fields of the request."""
-
-
-def as_images(clip: Clip) -> Content:
-    """Each frame as an image behind a text of its time, such as `<1.5 seconds>`."""
-    content: list[dict[str, Any]] = []
-    for time, frame in zip(clip.timestamps, clip.frames, strict=True):
-        url = f"data:image/jpeg;base64,{_jpeg(frame)}"
-        content.append({"type": "text", "text": f"<{time:.1f} seconds>"})
-        content.append({"type": "image_url", "image_url": {"url": url}})
-    return content, {}
-
-
-def as_video(clip: Clip) -> Content:
-    """All frames as one video, with their places in it, as vLLM takes frames that were sampled already.
-
-    Places count thousandths of a second: the model computes each frame's time as place / fps.
-    """
-    places = [round(float(time) * _TICKS) for time in clip.timestamps]
-    duration = max(clip.duration_s or 0.0, float(clip.timestamps[-1]))
-    described = {
-        "fps": _TICKS,
-        "frames_indices": places,
-        "total_num_frames": max(round(duration * _TICKS), places[-1]) + 1,
-        "duration": duration,
-        "do_sample_frames": False,
-    }
-    url = "data:video/jpeg;base64," + ",".join(_jpeg(frame) for frame in clip.frames)
-    content: list[dict[str, Any]] = [{"type": "video_url", "video_url": {"url": url}}]
-    return content, {"media_io_kwargs": {"video": described}}
-
-
-def _jpeg(frame: Any) -> str:
-    from PIL import Image
-
-    data = io.BytesIO()
-    Image.fromarray(frame).save(data, "JPEG", quality=JPEG_QUALITY)
-    return base64.b64encode(data.getvalue()).decode()

@@ -1,17 +1,19 @@
-"""What a settings file says of an OpenAI-compatible endpoint, whoever is behind it: a system or a judge.
+"""What a settings file says, and what of it is wrong in words; of a system or a judge behind an endpoint.
 
-Knows the settings, their errors, and how they become a client. Knows nothing of what is asked.
+Knows files of settings and their errors. What an endpoint's settings are is the matter of `safelens.endpoint`.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
+from safelens import endpoint
 from safelens.bundle import ClipSettings
+from safelens.chat_errors import EndpointStop
+from safelens.endpoint import Endpoint
 from safelens.evaluate.system import SystemsError
 from safelens.yaml_lines import Document, read_yaml
 
@@ -25,27 +27,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Endpoint(Settings):
-    """A model behind an OpenAI-compatible endpoint."""
-
-    base_url: str
-    """Of the API; usually ends with /v1."""
-    model: str
-    """As the endpoint names it."""
-    api_key_env: str | None = None
-    """Environment variable that holds the API key."""
-    max_new_tokens: int = Field(default=512, ge=1)
-    """Budget of an answer."""
-    concurrency: int = Field(default=8, ge=1)
-    """Most requests at a time."""
-    timeout_s: float = Field(default=300.0, gt=0, allow_inf_nan=False)
-    """For one whole answer."""
-    retries: int = Field(default=6, ge=0)
-    """Of a request whose failure may pass."""
-
-
 def open_client(where: str, settings: Endpoint) -> ChatClient:
-    """A client of the endpoint, without a cache; nothing is asked yet.
+    """A client of the endpoint that a file names, without a cache; nothing is asked yet.
 
     Args:
         where: names file, line and thing in messages.
@@ -55,30 +38,7 @@ def open_client(where: str, settings: Endpoint) -> ChatClient:
         SystemsError: an address or key cannot be used, or the HTTP library is not there.
     """
     try:
-        from safelens.chat_client import ChatClient
-        from safelens.chat_errors import EndpointStop
-    except ImportError as error:
-        raise SystemsError(
-            f"{where}: an endpoint needs httpx2: pip install 'safelens[evaluate]'"
-        ) from error
-    key: str | None = None
-    if settings.api_key_env is not None:
-        key = os.environ.get(settings.api_key_env, "").strip()
-        if not key:
-            raise SystemsError(
-                f"{where}: api_key_env: the environment variable {settings.api_key_env} is not set; "
-                "set it to the endpoint's key"
-            )
-    try:
-        return ChatClient(
-            settings.base_url,
-            settings.model,
-            cache=None,
-            api_key=key,
-            concurrency=settings.concurrency,
-            timeout_s=settings.timeout_s,
-            retries=settings.retries,
-        )
+        return endpoint.open_client(settings)
     except EndpointStop as error:
         raise SystemsError(f"{where}: {error}") from error
 
@@ -96,7 +56,7 @@ def read_document(file: Path) -> Document:
         raise SystemsError(f"{file}: cannot be read ({reason}); expected a YAML file") from error
 
 
-def said(kind: type[Settings], error: Any) -> str:
+def said(kind: type[BaseModel], error: Any) -> str:
     """One of pydantic's errors in words.
 
     Args:

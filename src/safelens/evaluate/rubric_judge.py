@@ -18,8 +18,9 @@ from pydantic import ValidationError
 
 from safelens.answer_cache import AnswerCache
 from safelens.chat_errors import EndpointError, EndpointStop
+from safelens.endpoint import Endpoint
 from safelens.evaluate.cases import Case
-from safelens.evaluate.endpoints import Endpoint, open_client, read_document, said
+from safelens.evaluate.endpoints import open_client, read_document, said
 from safelens.evaluate.results import Results
 from safelens.evaluate.rubric import (
     Message,

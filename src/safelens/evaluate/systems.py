@@ -22,8 +22,10 @@ from pydantic import Field, ValidationError
 
 from safelens.bundle import ClipSettings, packaged_bundles
 from safelens.bundle_parts import is_hub_id
-from safelens.evaluate.endpoint_system import EndpointSystem, Frames
-from safelens.evaluate.endpoints import Endpoint, Settings, open_client, read_document, said
+from safelens.chat_video import Frames
+from safelens.endpoint import Endpoint
+from safelens.evaluate.endpoint_system import EndpointSystem
+from safelens.evaluate.endpoints import Settings, open_client, read_document, said
 from safelens.evaluate.safelens_system import SafeLensSystem
 from safelens.evaluate.styles import StyleName
 from safelens.evaluate.system import System, SystemsError

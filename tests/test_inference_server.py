@@ -1,4 +1,4 @@
-"""The `openai` system against a published inference server: `transformers serve`, with a model of random weights."""
+"""What asks a model on a server, against a published one: `transformers serve`, with a model of random weights."""
 
 import json
 import os
@@ -11,11 +11,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from safelens import prompts
+from safelens.cascade import SafeLens
+from safelens.chat_thread import ChatThread
+from safelens.chat_video import as_images
 from safelens.cli import app
 from safelens.data.records import Record, write_records
 from safelens.evaluate.answer_log import read_answers
-from safelens.evaluate.endpoint_system import as_images
 from safelens.evaluate.styles import STYLES
+from safelens.remote_deliberate import Remote
 from safelens.video import ClipOptions, VideoReader
 
 torch.set_num_threads(1)
@@ -56,15 +60,14 @@ def _address(process, log):
     pytest.fail(f"the server did not start:\n{log.read_text('utf-8')}")
 
 
-def prompt(vlm, policy, clip):
+def prompt(vlm, system, content, question):
     """What the model should be given, made here of the request's own parts."""
-    style, content = STYLES["safewatch"], as_images(clip)[0]
     content = [
         {"type": "image", "url": part["image_url"]["url"]} if "image_url" in part else part
         for part in content
     ]
-    content.append({"type": "text", "text": style.question(policy)})
-    system = [{"type": "text", "text": style.system(policy)}]
+    content.append({"type": "text", "text": question})
+    system = [{"type": "text", "text": system}]
     return vlm.processor.apply_chat_template(
         [{"role": "system", "content": system}, {"role": "user", "content": content}],
         add_generation_prompt=True,
@@ -107,7 +110,9 @@ def test_frames_reach_the_model_and_its_garbage_is_never_safe(
             assert len(clip.frames) == most
             assert (answer.outcome, answer.flags, answer.label) == ("unparsed", None, None)
             assert answer.generated_tokens == 6
-            inputs = prompt(vlm, policy, clip)
+            style = STYLES["safewatch"]
+            words = style.system(policy), as_images(clip)[0], style.question(policy)
+            inputs = prompt(vlm, *words)
             assert answer.prompt_tokens == inputs["input_ids"].shape[1]
             # greedy, so the very same frames give the very same garbage
             ids = vlm.model.generate(**inputs, max_new_tokens=6, do_sample=False)
@@ -119,3 +124,46 @@ def test_frames_reach_the_model_and_its_garbage_is_never_safe(
         assert told[name]["metrics"]["single_label"]["accuracy"] == 0  # both videos are safe
         assert told[name]["memory"] is None
     assert all(few < many for few, many in zip(read["few"], read["many"], strict=True))
+
+
+@pytest.mark.timeout(900)
+def test_s2_is_asked_as_here_and_its_garbage_is_a_model_error(
+    server, vlm, vlm_dir, policy, videos, monkeypatch
+):
+    replies, ask = [], ChatThread.ask
+
+    def heard(self, messages, **fields):
+        replies.append(ask(self, messages, **fields))
+        return replies[-1]
+
+    monkeypatch.setattr(ChatThread, "ask", heard)
+    settings = {
+        "base_url": f"{server}/v1",
+        "model": str(vlm_dir),
+        "max_new_tokens": 6,
+        "retries": 0,
+    }
+    with SafeLens.zero_shot(
+        vlm_dir, tau=1.01, device="cpu", remote=Remote(**settings, logprobs=True)
+    ) as lens:
+        found = list(lens.moderate_many(videos[:2]))
+        scores = [s1.scores for s1 in lens.screener.screen([m.clip for m in found])]
+    for moderation, reply, s1 in zip(found, replies, scores, strict=True):
+        error = moderation.verdict.error
+        assert (moderation.verdict.status, moderation.verdict.flagged) == ("model_error", None)
+        assert error.code == "ParseError"
+        assert (
+            f"{vlm_dir} at {server}/v1 gave no answer that counts: cut off after 6" in error.message
+        )
+        question = prompts.question(policy) + prompts.deliberation_request(policy, [], s1)
+        words = prompts.policy_prompt(policy), as_images(moderation.clip)[0], question
+        inputs = prompt(vlm, *words)
+        assert reply.prompt_tokens == inputs["input_ids"].shape[1]
+        ids = vlm.model.generate(**inputs, max_new_tokens=6, do_sample=False)
+        assert reply.text.strip() == vlm.tokenizer.decode(ids[0, reply.prompt_tokens :]).strip()
+    forced = Remote(**settings, structured="regex")  # which this server does not know
+    with SafeLens.zero_shot(vlm_dir, tau=1.01, device="cpu", remote=forced) as lens:
+        verdict = lens.moderate(videos[0]).verdict
+    assert (verdict.status, verdict.flagged) == ("model_error", None)
+    assert "HTTP 422" in verdict.error.message
+    assert "structured_outputs" in verdict.error.message
