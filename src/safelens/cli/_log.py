@@ -80,7 +80,7 @@ class VerdictLog:
                 self._end += len(line)
 
     def check(self, provenance: Provenance) -> None:
-        """Refuse to mix verdicts of different bundles, policies or tau in one file.
+        """Refuse to mix verdicts of different bundles, policies, tau or sampling in one file.
 
         Raises:
             UsageError: names the first line that differs and how.
@@ -90,7 +90,7 @@ class VerdictLog:
             if then != now:
                 names = (
                     *("bundle", "bundle's SHA-256", "policy's SHA-256"),
-                    *("tau", "tau by class", "layout"),
+                    *("tau", "tau by class", "layout", "keyframes within"),
                 )
                 different = [
                     f"{name} {a}, now {b}"
@@ -138,4 +138,4 @@ class VerdictLog:
 def _settings(p: Provenance) -> tuple[object, ...]:
     # A bundle goes by its digest: the same one may lie in another place or have another name.
     name = p.bundle if p.bundle_sha256 is None else None
-    return name, p.bundle_sha256, p.policy_sha256, p.tau, p.taus, p.layout
+    return name, p.bundle_sha256, p.policy_sha256, p.tau, p.taus, p.layout, p.keyframe_shift_s

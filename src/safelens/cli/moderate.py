@@ -72,6 +72,18 @@ def moderate(
         LayoutName | None,
         typer.Option(help="With --model: order of the prompt.", show_default="policy_first"),
     ] = None,
+    keyframes: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=0.0,
+            max=86400.0,
+            help="Look at keyframes in place of frames at exact times, which is several times faster, in "
+            "videos that have one within so many seconds of every time; half the distance between "
+            "keyframes is enough for all times but the last, which may need all of it. 0 is exact.",
+            show_default="the bundle's",
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(help="Where models run, such as cpu or cuda:1.", show_default="automatic"),
@@ -112,7 +124,9 @@ def moderate(
         with ExitStack() as stack:
             if log is not None:
                 stack.callback(log.close)
-            lens = stack.enter_context(_load(bundle, policy, tau, model, captioner, layout, device))
+            lens = stack.enter_context(
+                _load(bundle, policy, tau, model, captioner, layout, keyframes, device)
+            )
             run = Run(files, log, as_json)
             if log is not None:
                 log.check(lens.provenance)
@@ -151,6 +165,7 @@ def _load(
     model: str | None,
     captioner: str | None,
     layout: LayoutName | None,
+    keyframes: float | None,
     device: str | None,
 ) -> SafeLens:
     """Build the system.
@@ -181,13 +196,16 @@ def _load(
     logging.disable_progress_bar()
     try:
         if model is None:
-            return SafeLens.load(bundle or "tiny", policy=policy, tau=tau, device=device)
+            return SafeLens.load(
+                bundle or "tiny", policy=policy, tau=tau, keyframe_shift_s=keyframes, device=device
+            )
         return SafeLens.zero_shot(
             model,
             captioner=captioner,
             policy=policy or "default",
             tau=tau,
             layout=(layout or LayoutName.policy_first).value,
+            keyframe_shift_s=keyframes,
             device=device,
         )
     except (BundleError, ModelLoadError, CaptionerError, PolicyError) as error:
