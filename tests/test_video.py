@@ -22,68 +22,10 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from small_videos import FORMATS, HEIGHT, WIDTH, bars, claim, cut, noise, spelled, steady, write
 
 from safelens._picture import standard_range
 from safelens.video import Clip, ClipOptions, VideoError, VideoReader, sample_times
-
-BITS = 12
-WIDTH, HEIGHT = 16 * BITS, 48
-
-
-def bars(index: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
-    """A picture that spells `index` in black and white bars."""
-    bits = [(index >> k) & 1 for k in range(BITS)]
-    row = np.repeat(np.array(bits, np.uint8) * 255, width // BITS)
-    return np.broadcast_to(row[None, :, None], (height, len(row), 3)).copy()
-
-
-def spelled(frame: np.ndarray) -> int:
-    levels = [bar[..., :].mean() for bar in np.array_split(frame, BITS, axis=1)]
-    return sum(1 << k for k, level in enumerate(levels) if level > 127)
-
-
-def write(
-    path: Path,
-    times_ms: list[int],
-    *,
-    codec: str = "libx264",
-    pix_fmt: str = "yuv420p",
-    gop: int = 12,
-    size: tuple[int, int] = (WIDTH, HEIGHT),
-    picture=bars,
-    container_options: dict[str, str] | None = None,
-    options: dict[str, str] | None = None,
-    prepare=None,
-) -> Path:
-    """Encode one picture per time; frame i spells i and is shown at times_ms[i]."""
-    if options is None:
-        options = {"preset": "ultrafast", "bf": "2"} if codec == "libx264" else {}
-    with av.open(str(path), "w", container_options=container_options or {}) as out:
-        stream = out.add_stream(codec, rate=1000 if codec == "libx264" else 10, options=options)
-        stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
-        stream.codec_context.time_base = Fraction(1, 1000)
-        steps = {"mjpeg": Fraction(1, 10), "mpeg4": Fraction(1, 10), "mpeg2video": Fraction(1, 25)}
-        if codec in steps:
-            stream.codec_context.framerate = 1 / steps[codec]
-            stream.codec_context.time_base = steps[codec]
-        stream.gop_size = gop
-        if prepare:
-            prepare(stream)
-        for index, at in enumerate(times_ms):
-            frame = av.VideoFrame.from_ndarray(picture(index, *size), "rgb24").reformat(
-                format=pix_fmt
-            )
-            frame.time_base = Fraction(1, 1000)
-            frame.pts = at
-            if codec in steps:
-                frame.time_base, frame.pts = steps[codec], round(at / 1000 / steps[codec])
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
-    return path
-
-
-def steady(seconds: float, step_ms: int = 100, start_ms: int = 0) -> list[int]:
-    return [start_ms + k * step_ms for k in range(round(seconds * 1000 / step_ms))]
 
 
 def check(
@@ -166,23 +108,6 @@ def test_bad_options_and_durations_are_named():
 
 
 # --- timestamps against pixels ---
-
-FORMATS = {
-    "b-frames.mp4": {},
-    "long-gop.mkv": {"gop": 250},
-    "intra.avi": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
-    "mpeg4.avi": {"codec": "mpeg4"},
-    "vp9.webm": {"codec": "libvpx-vp9", "options": {"deadline": "realtime", "cpu-used": "8"}},
-    "live.webm": {
-        "codec": "libvpx-vp9",
-        "options": {"deadline": "realtime", "cpu-used": "8"},
-        "container_options": {"live": "1"},
-    },
-    "stream.ts": {},
-    "program.mpg": {"codec": "mpeg2video"},
-    "flash.flv": {},
-    "fragments.mp4": {"container_options": {"movflags": "frag_keyframe+empty_moov"}},
-}
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -406,18 +331,6 @@ def test_webp_that_was_cut(tmp_path, reader):
 # --- damage ---
 
 
-def cut(path: Path, share: float = 0.5) -> Path:
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    return path
-
-
-def noise(index: int, width: int, height: int) -> np.ndarray:
-    """Bars over noise, so that every frame has about the same size in the file."""
-    picture = bars(index, width, height).astype(int)
-    grain = np.random.default_rng(index).integers(-60, 60, (height, width, 3))
-    return np.clip(picture + grain, 0, 255).astype(np.uint8)
-
-
 @pytest.mark.parametrize(
     ("name", "options"),
     [("front.mp4", {"movflags": "faststart"}), ("cut.mkv", {}), ("front.avi", {})],
@@ -461,16 +374,7 @@ def test_damage_in_the_middle_is_stepped_over(tmp_path, reader):
 @pytest.mark.parametrize("claimed_s", [1.0, 3000.0])
 def test_wrong_declared_duration(claimed_s, tmp_path, reader):
     times = steady(40)
-    path = write(tmp_path / "a.mkv", times)
-    data = bytearray(path.read_bytes())
-    at = data.index(b"\x44\x89\x88") + 3
-    assert struct.unpack_from(">d", data, at)[0] == pytest.approx(40_000, abs=200)
-    struct.pack_into(">d", data, at, claimed_s * 1000)
-    at = data.index(b"DURATION")  # the muxer's tag says it once more
-    at = data.index(b"00:00:", at)
-    data[at : at + 12] = f"00:{int(claimed_s) // 60:02}:{claimed_s % 60:06.3f}".encode()
-    path.write_bytes(data)
-    clip = reader.read(path)
+    clip = reader.read(claim(write(tmp_path / "a.mkv", times), 40, claimed_s))
     seen = [spelled(frame) for frame in clip.frames]
     assert len(seen) == 20
     assert (seen[0], seen[-1]) == (0, 399)

@@ -192,13 +192,20 @@ class Source:
         else:
             seconds = frame.pts * float(frame.time_base or self._tick)
             if self._count == 0 and len(self.stream.index_entries) and self.stream.time_base:
-                # Some indexes hold decoding times; the first frame tells how far display lags them.
-                lag = frame.pts - self.stream.index_entries[0].timestamp
-                self._pad = lag if 0 <= lag * self._tick < max(1.0, 20 * self.frame_s) else 0
+                self._pad = self._lag(frame.pts)
         if self._origin is None or (self._count == 0 and seconds < self._origin):
             self._origin = seconds
         self._count += 1
         return self._clock(seconds - self._origin, self.frame_s)
+
+    def _lag(self, first: int) -> int:
+        """Return how far display lags the index, which holds times of decoding in some containers.
+
+        Args:
+            first: when the first frame is shown, in units of the stream.
+        """
+        lag = first - self.stream.index_entries[0].timestamp
+        return lag if 0 <= lag * self._tick < max(1.0, 20 * self.frame_s) else 0
 
     def jump(self, target: float, position: float, slack: float) -> bool | None:
         """Seek towards `target` when that saves decoding.

@@ -1,17 +1,20 @@
 """A video file to the frames that the sampling rule asks for.
 
 Knows the plan (which times, when to plan again because a file is shorter or longer than it says) and
-what counts as truncated. Containers are in `_container`, pictures in `_picture`. Runs in the decoding
-process only.
+what counts as truncated. Keyframes in place of what was asked for are in `_keyframes`, containers in
+`_container`, pictures in `_picture`. Runs in the decoding process only.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 
 from safelens._container import Source
+from safelens._key_source import KeySource
+from safelens._keyframes import stand_ins
 from safelens._opening import DecodeError
 from safelens._picture import Converter
 from safelens._webp import decode_webp, is_webp
@@ -36,6 +39,38 @@ class Decoded:
     source_size: tuple[int, int]
     truncated: bool
     notes: list[str]
+
+
+@dataclass(frozen=True)
+class _About:
+    """What a file says of itself."""
+
+    cover: bool
+    """It has a cover picture and no other video."""
+    declared: float | None
+    """Its duration in seconds."""
+    own: bool
+    """Whether that is the video stream's, and not the file's."""
+    overruns: bool
+    """Its index points beyond its end."""
+    frame_s: float
+    """Seconds that a frame is shown."""
+    shape: Fraction | None
+    """Width of a pixel over its height."""
+    notes: tuple[str, ...]
+    """What a reader should know of its streams."""
+
+    @classmethod
+    def of(cls, source: Source) -> _About:
+        declared, own = source.declared() if source.start_known else (None, False)
+        if declared is not None and not 0 < declared < 30 * 86400:
+            declared = None
+        notes = ["cover art only, audio file"] if source.cover else []
+        if source.others:
+            notes.append(f"{source.others} more video stream(s) in the file were not looked at")
+        shape = source.stream.sample_aspect_ratio
+        overruns = source.index_overruns()
+        return cls(source.cover, declared, own, overruns, source.frame_s, shape, tuple(notes))
 
 
 @dataclass
@@ -71,20 +106,16 @@ def decode(path: str, options: ClipOptions) -> Decoded:
         frames = decode_webp(path, options)
         return _finish(frames.picks, frames.source_size, options, frames.duration_s, frames.notes,
                        truncated=frames.truncated)  # fmt: skip
-    with Source(path, options.max_pixels) as source:
-        cover, others = source.cover, source.others
-        declared, own = source.declared() if source.start_known else (None, False)
-        overruns = source.index_overruns()
-        frame_s = source.frame_s
-        shape = source.stream.sample_aspect_ratio
-    notes = ["cover art only, audio file"] if cover else []
-    if others:
-        notes.append(f"{others} more video stream(s) in the file were not looked at")
-    if declared is not None and not 0 < declared < 30 * 86400:
-        declared = None
+    kind = KeySource if options.keyframe_shift_s > 0 else Source
+    with kind(path, options.max_pixels) as source:
+        about = _About.of(source)
+        stood_in = _by_keyframes(source, about, options) if isinstance(source, KeySource) else None
+    if stood_in is not None:
+        return stood_in
+    cover, declared, frame_s = about.cover, about.declared, about.frame_s
     span = 0.0 if cover else _first_span(path, options, declared, frame_s)
     for attempt in range(_PLANS):
-        convert = Converter(options.max_side, shape)
+        convert = Converter(options.max_side, about.shape)
         with Source(path, options.max_pixels) as source:
             got = _walk(source, convert, sample_times(span, options), still=cover)
         if not got.picks:
@@ -98,17 +129,38 @@ def decode(path: str, options: ClipOptions) -> Decoded:
         if cover or attempt == _PLANS - 1 or abs(end - span) <= max(0.25 * spacing, 1.5 * frame_s):
             break
         span = end
+    return _conclude(path, options, about, got, convert, span)
+
+
+def _by_keyframes(source: KeySource, about: _About, options: ClipOptions) -> Decoded | None:
+    """Return keyframes in place of the frames wanted, of a whole file that has them near enough."""
+    convert = Converter(options.max_side, about.shape)
+    keys = None if about.cover else stand_ins(source, convert, options, about.declared)
+    if keys is None:
+        return None
+    got = _Pass(picks=keys.picks, last_s=keys.last_s, decoded=len(keys.picks))
+    found = _conclude(source.path, options, about, got, convert, keys.span)
+    found.notes.insert(0, keys.note)
+    return None if found.truncated else found
+
+
+def _conclude(
+    path: str, options: ClipOptions, about: _About, got: _Pass, convert: Converter, span: float
+) -> Decoded:
+    """Say how long the file is and what is missing of it; `span` is the last time that was wanted."""
+    notes, declared, frame_s = list(about.notes), about.declared, about.frame_s
+    spacing = span / max(1, len(sample_times(span, options)) - 1)
     ends = got.last_s + (got.length_s or frame_s)
     truncated = False
-    if cover:
+    if about.cover:
         declared = None
     elif declared is None:
         declared = ends if got.decoded > 1 else None
     else:
         missing = declared - ends
         tolerance = max(0.5, 0.02 * declared, 2 * frame_s)
-        truncated = overruns or missing > tolerance
-        if missing > tolerance and not own and not overruns and got.errors == 0:
+        truncated = about.overruns or missing > tolerance
+        if missing > tolerance and not about.own and not about.overruns and got.errors == 0:
             # The sound alone may last as long as declared.
             with Source(path, options.max_pixels) as source:
                 truncated = source.measure(everything=True).file_s < declared - tolerance

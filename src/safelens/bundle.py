@@ -67,11 +67,23 @@ class ClipSettings(_Settings):
     max_frames: int = 20
     max_fps: float = 1.0
     max_side: int = 448
+    # Left out where it changes nothing: what was kept on disk before it existed stays of the same settings.
+    keyframe_shift_s: float = Field(default=0.0, exclude_if=lambda shift: shift == 0)
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         ClipOptions(**self.model_dump())
         return self
+
+    def with_keyframes(self, shift_s: float | None) -> Self:
+        """The same with another `keyframe_shift_s`; None leaves it as it is.
+
+        Raises:
+            ValueError: it is out of range.
+        """
+        if shift_s is None:
+            return self
+        return type(self).model_validate(self.model_dump() | {"keyframe_shift_s": shift_s})
 
 
 class ScreenSettings(_Settings):

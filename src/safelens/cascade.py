@@ -87,6 +87,7 @@ class SafeLens:
         *,
         policy: str | Path | Policy | None = None,
         tau: float | None = None,
+        keyframe_shift_s: float | None = None,
         device: str | None = None,
         remote: Remote | None = None,
     ) -> SafeLens:
@@ -96,6 +97,7 @@ class SafeLens:
             bundle: name, directory or hub id.
             policy: policy, file or name in place of the bundle's; its category ids must be the probe's classes.
             tau: in place of the bundle's, for all classes.
+            keyframe_shift_s: in place of the bundle's; see `ClipOptions`.
             device: where the models run; the accelerator if there is one, by default.
             remote: the server on which S2 runs; the bundle's own reasoner is not loaded then.
 
@@ -105,6 +107,7 @@ class SafeLens:
             ModelLoadError: a vision-language model or adapter of it cannot be loaded.
             CaptionerError: its captioner cannot be loaded.
             PolicyError: the policy file is wrong.
+            ValueError: `keyframe_shift_s` is out of range.
         """
         from safelens.captioner import Captioner
         from safelens.screen import Screener
@@ -130,6 +133,7 @@ class SafeLens:
                 max_new_tokens=deliberate.max_caption_tokens,
             )
         thresholds = s.thresholds if tau is None else Thresholds(tau)
+        clip = s.clip.with_keyframes(keyframe_shift_s)
         return cls(
             Screener(vlm, chosen, reader=reader, guard=guard, layout=s.layout),
             deliberator,
@@ -139,12 +143,13 @@ class SafeLens:
                 chosen,
                 thresholds,
                 s.layout,
+                clip,
                 bundle=f"{s.name} {s.version}",
                 sha256=found.sha256,
                 knows=s.knows,
                 server=server,
             ),
-            clip=s.clip,
+            clip=clip,
             outside_domain=s.outside_domain,
         )
 
@@ -157,6 +162,7 @@ class SafeLens:
         policy: str | Path = "default",
         tau: float | None = None,
         layout: Layout = "policy_first",
+        keyframe_shift_s: float | None = None,
         device: str | None = None,
         remote: Remote | None = None,
     ) -> SafeLens:
@@ -168,6 +174,7 @@ class SafeLens:
             policy: file or name.
             tau: 0.9 by default.
             layout: order of the prompt.
+            keyframe_shift_s: 0 by default; see `ClipOptions`.
             device: where the models run.
             remote: the server on which S2 runs, in place of this model.
 
@@ -176,6 +183,7 @@ class SafeLens:
             ModelLoadError: the model cannot be loaded.
             CaptionerError: the captioner cannot be loaded.
             PolicyError: the policy file is wrong.
+            ValueError: `keyframe_shift_s` is out of range.
         """
         from safelens.captioner import Captioner
         from safelens.deliberate import Deliberator
@@ -190,15 +198,16 @@ class SafeLens:
         with quiet():
             eyes = None if captioner is None else Captioner.load(captioner, device)
         thresholds = Thresholds(0.9 if tau is None else tau)
+        clip = ClipSettings().with_keyframes(keyframe_shift_s)
         return cls(
             Screener(vlm, chosen, layout=layout),
             server or Deliberator(vlm, chosen, adapter=None, layout=layout),
             eyes,
             thresholds=thresholds,
             provenance=_provenance(
-                chosen, thresholds, layout, bundle=f"zero-shot {model}", server=server
+                chosen, thresholds, layout, clip, bundle=f"zero-shot {model}", server=server
             ),
-            clip=ClipSettings(),
+            clip=clip,
         )
 
     def __enter__(self) -> SafeLens:
@@ -456,6 +465,7 @@ def _provenance(
     policy: Policy,
     thresholds: Thresholds,
     layout: str,
+    clip: ClipSettings,
     *,
     bundle: str,
     sha256: str | None = None,
@@ -471,6 +481,7 @@ def _provenance(
         tau=thresholds.tau,
         taus=dict(thresholds.taus) or None,
         layout=layout,
+        keyframe_shift_s=clip.keyframe_shift_s or None,
         knows=knows,
         remote=None if server is None else server.provenance,
     )

@@ -126,6 +126,8 @@ class Provenance(_Part):
         tau: Confidence at or above which the screen's answer stands.
         taus: In place of `tau` where the screen's answer is that class; None where there are none.
         layout: Order of the prompt, such as "policy_first".
+        keyframe_shift_s: How far a keyframe could lie from a time of the sampling rule and stand in for it,
+            seconds; None where every frame was decoded exactly.
         knows: What the bundle is limited to, in words for a reader, or None.
         remote: The model that deliberates in place of the bundle's; None where S2 runs with S1.
     """
@@ -138,6 +140,7 @@ class Provenance(_Part):
     tau: Annotated[float, Field(ge=0.0)] | None = None
     taus: dict[str, Annotated[float, Field(ge=0.0)]] | None = None
     layout: str | None = None
+    keyframe_shift_s: Seconds | None = None
     knows: str | None = None
     remote: RemoteModel | None = None
 

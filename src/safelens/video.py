@@ -43,6 +43,12 @@ class ClipOptions:
     """Most frames in a clip (paper, appendix M)."""
     max_fps: float = 1.0
     """Most frames per second of video (paper, appendix M)."""
+    keyframe_shift_s: float = 0.0
+    """How far a keyframe may lie from a wanted time and stand in for it, seconds; 0 decodes exactly.
+
+    Keyframes are taken where every wanted time has one within the bound, and every frame is decoded
+    exactly where one has not; the clip's notes say which. Half the distance between keyframes is enough for
+    all times but the last, which may need all of it."""
     max_side: int = 256
     """Longest side of a frame in pixels; larger frames shrink, smaller ones stay."""
     timeout_s: float = 60.0
@@ -57,6 +63,7 @@ class ClipOptions:
             "min_frames": (1, self.max_frames),
             "max_frames": (1, 4096),
             "max_fps": (1e-6, 1000),
+            "keyframe_shift_s": (0, 86400),
             "max_side": (1, 16384),
             "timeout_s": (1e-3, 86400),
             "max_memory_mb": (64, 1 << 20),

@@ -15,7 +15,7 @@ from safelens.cli._log import VerdictLog, log_key
 from safelens.cli._paths import UsageError, expand
 from safelens.cli._table import MAX_ROWS, Row, print_table
 from safelens.safeworld import sample_scene
-from safelens.safeworld.encode import USUAL, encode
+from safelens.safeworld.encode import UNUSUAL, USUAL, encode
 from safelens.verdict import CategoryScore, ErrorInfo, Provenance, RemoteModel, Verdict
 
 PROVENANCE = Provenance(
@@ -148,6 +148,7 @@ def test_other_settings_are_not_mixed_into_a_log(tmp_path):
     for change, words in [
         ({"tau": 0.7}, "tau 0.8, now 0.7"),
         ({"policy_sha256": "c"}, "policy's SHA-256 a, now c"),
+        ({"keyframe_shift_s": 1.5}, "keyframes within None, now 1.5"),
         ({"bundle_sha256": None, "bundle": "zero-shot m"}, "bundle None, now zero-shot m"),
         ({"taus": {"safe": 0.9}}, r"tau by class None, now \(\('safe', 0.9\),\)"),
         ({"remote": REMOTE}, "S2's server None, now .*model='m'"),
@@ -209,6 +210,8 @@ def test_a_long_table_leaves_out_safe_videos_first():
         (["x", "-0"], "-0 is about the list"),
         (["x", "--tau", "nan"], "'--tau'"),
         (["x", "--tau", "-1"], "'--tau'"),
+        (["x", "--keyframes", "-1"], "'--keyframes'"),
+        (["x", "--keyframes", "nan"], "'--keyframes'"),
         ([], "PATH"),
         (["x", "--policy", "/no/such.yaml"], "/no/such.yaml: cannot be read"),
         (["x", "--bundle", "./no/such"], "bundle ./no/such: no such directory"),
@@ -264,6 +267,26 @@ def test_videos_end_to_end_with_a_small_model(tmp_path, videos, vlm_dir, caption
 
     third = run(videos, *options, "--out", out, "--resume", "--json")
     assert (third.exit_code, third.stdout) == (1, "")
+
+
+def test_keyframes_are_looked_at_on_request_and_verdicts_say_so(tmp_path):
+    intra = next(format for format in UNUSUAL if format.name == "mjpeg")
+    for format in (intra, USUAL):  # of the usual one only the first frame is a keyframe
+        encode(sample_scene(5, 0), format, tmp_path / f"{format.name}{format.suffix}")
+    out, page = tmp_path / "v.jsonl", tmp_path / "r.html"
+    files = [tmp_path / "mjpeg.mov", tmp_path / "h264.mp4"]
+    first = run(*files, "--keyframes", 0.2, "--device", "cpu", "--out", out, "--report", page)
+    assert first.exit_code == 0, first.output
+    verdicts = [Verdict.from_json(line) for line in out.read_text().splitlines()]
+    assert [v.status for v in verdicts] == ["ok", "ok"]
+    assert [v.provenance.keyframe_shift_s for v in verdicts] == [0.2, 0.2]
+    html = page.read_text()
+    assert html.count("keyframes stand in for") == 1
+    assert html.count("within 0.2 s") == 2
+
+    again = run(*files, "--device", "cpu", "--out", out, "--resume")
+    assert again.exit_code == 2
+    assert "keyframes within 0.2, now None" in " ".join(again.stderr.split())
 
 
 def test_ctrl_c_keeps_what_was_done_and_says_how_to_continue(tmp_path, videos, vlm_dir):

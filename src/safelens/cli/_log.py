@@ -83,7 +83,7 @@ class VerdictLog:
                 self._end += len(line)
 
     def check(self, provenance: Provenance) -> None:
-        """Refuse to mix verdicts of different bundles, servers, policies or tau in one file.
+        """Refuse to mix verdicts of different bundles, servers, policies, tau or sampling in one file.
 
         Raises:
             UsageError: names the first line that differs and how.
@@ -144,5 +144,6 @@ def _settings(p: Provenance) -> _Settings:
         ("tau", p.tau),
         ("tau by class", p.taus and tuple(sorted(p.taus.items()))),
         ("layout", p.layout),
+        ("keyframes within", p.keyframe_shift_s),
         ("S2's server", p.remote),
     )

@@ -87,6 +87,18 @@ def moderate(
         LayoutName | None,
         typer.Option(help="With --model: order of the prompt.", show_default="policy_first"),
     ] = None,
+    keyframes: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=0.0,
+            max=86400.0,
+            help="Look at keyframes in place of frames at exact times, which is several times faster, in "
+            "videos that have one within so many seconds of every time; half the distance between "
+            "keyframes is enough for all times but the last, which may need all of it. 0 is exact.",
+            show_default="the bundle's",
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(help="Where models run, such as cpu or cuda:1.", show_default="automatic"),
@@ -140,7 +152,7 @@ def moderate(
             if log is not None:
                 stack.callback(log.close)
             lens = stack.enter_context(
-                _load(bundle, policy, tau, model, captioner, layout, device, remote)
+                _load(bundle, policy, tau, model, captioner, layout, keyframes, device, remote)
             )
             run = Run(files, log, as_json)
             if log is not None:
@@ -180,6 +192,7 @@ def _load(
     model: str | None,
     captioner: str | None,
     layout: LayoutName | None,
+    keyframes: float | None,
     device: str | None,
     remote: Remote | None,
 ) -> SafeLens:
@@ -213,7 +226,12 @@ def _load(
     try:
         if model is None:
             return SafeLens.load(
-                bundle or "tiny", policy=policy, tau=tau, device=device, remote=remote
+                bundle or "tiny",
+                policy=policy,
+                tau=tau,
+                keyframe_shift_s=keyframes,
+                device=device,
+                remote=remote,
             )
         return SafeLens.zero_shot(
             model,
@@ -221,6 +239,7 @@ def _load(
             policy=policy or "default",
             tau=tau,
             layout=(layout or LayoutName.policy_first).value,
+            keyframe_shift_s=keyframes,
             device=device,
             remote=remote,
         )
