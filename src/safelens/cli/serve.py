@@ -48,7 +48,9 @@ def serve(
     ] = None,
     fetch_host: Annotated[
         list[str] | None,
-        typer.Option(help="Host that URLs of videos may name; may be repeated.", show_default=False),
+        typer.Option(
+            help="Host that URLs of videos may name; may be repeated.", show_default=False
+        ),
     ] = None,
     callback_host: Annotated[
         list[str] | None,

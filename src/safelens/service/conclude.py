@@ -124,7 +124,7 @@ def conclude_in_error(
 
 
 def provenance(session: Session, deployment: Deployment) -> Provenance:
-    """What a deployment's verdicts depend on, as far as it is known without its models."""
+    """What a deployment's verdicts depend on."""
     bundle = session.get_one(BundleVersion, deployment.bundle_sha256)
     policy = session.get_one(PolicyVersion, deployment.policy_sha256)
     return Provenance(
@@ -134,6 +134,9 @@ def provenance(session: Session, deployment: Deployment) -> Provenance:
         policy=policy.policy_id,
         policy_sha256=policy.sha256,
         tau=_tau(session, deployment),
+        taus=None if deployment.tau is not None else bundle.taus or None,
+        layout=bundle.layout,
+        keyframe_shift_s=bundle.keyframe_shift_s or None,
         knows=bundle.knows,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
@@ -91,7 +92,7 @@ class Queue:
     def release(self, owner: str, *, unharmed: bool) -> None:
         """Give a process's jobs back: it ended in order (`unharmed`), or it is known to be dead."""
         with self._database.writing() as session:
-            changes = {"lease_until": 0.0, "lease_owner": None}
+            changes: dict[str, Any] = {"lease_until": 0.0, "lease_owner": None}
             if unharmed:
                 changes |= {"state": "queued", "attempts": Job.attempts - 1}
             session.execute(

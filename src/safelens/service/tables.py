@@ -59,6 +59,9 @@ class BundleVersion(Table):
     """Name, directory or hub id; None for an upload, which the media store holds by its digest."""
     knows: Mapped[str | None] = mapped_column(Text)
     tau: Mapped[float]
+    taus: Mapped[dict[str, Any]]
+    layout: Mapped[str]
+    keyframe_shift_s: Mapped[float]
     policy_sha256: Mapped[str] = mapped_column(ForeignKey("policy_versions.sha256"))
     """The policy that it brings."""
     added_at: Mapped[float]

@@ -87,7 +87,11 @@ class Webhooks:
             with (
                 connections(self._hosts) as pool,
                 pool.stream(
-                    "POST", url, headers=headers, content=body, extensions=timeouts(_TIMEOUT_S)
+                    "POST",
+                    url,
+                    headers=list(headers.items()),
+                    content=body,
+                    extensions=timeouts(_TIMEOUT_S),
                 ) as answer,
             ):
                 heard = 200 <= answer.status < 300

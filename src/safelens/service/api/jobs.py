@@ -19,6 +19,7 @@ from safelens.service.api.models import (
     Reference,
     Url,
     UrlJob,
+    time_of,
 )
 from safelens.service.api.views import job_view, own_job
 from safelens.service.context import Client, Here, Service
@@ -258,4 +259,6 @@ def _batch(here: Service, caller: Caller, batch_id: str) -> BatchView:
         ).all()
         states: dict[Any, int] = {state: number for state, number in counted}
         found = list_jobs(session, caller, Filters(batch=batch_id, limit=1000))
-        return BatchView(id=row.id, created_at=row.created_at, states=states, jobs=found.jobs)
+        return BatchView(
+            id=row.id, created_at=time_of(row.created_at), states=states, jobs=found.jobs
+        )

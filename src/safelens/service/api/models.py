@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from safelens.service.keys import Role
-from safelens.verdict import Verdict
+from safelens.verdict import Provenance, Verdict
 
 JobState = Literal["fetching", "queued", "running", "done", "cancelled"]
 DecisionKind = Literal["confirm", "overturn", "escalate"]
@@ -16,11 +16,14 @@ Url = Annotated[str, Field(min_length=1, max_length=2048)]
 Reference = Annotated[str, Field(max_length=255, description="Your own, given back as it is.")]
 
 
-def _time(value: Any) -> Any:
-    return datetime.fromtimestamp(value, UTC) if isinstance(value, int | float) else value
+def time_of(seconds: float) -> datetime:
+    """Seconds since 1970 as a time."""
+    return datetime.fromtimestamp(seconds, UTC)
 
 
-Time = Annotated[datetime, BeforeValidator(_time)]
+Time = Annotated[
+    datetime, BeforeValidator(lambda v: time_of(v) if isinstance(v, int | float) else v)
+]
 
 
 class _In(BaseModel):
@@ -68,6 +71,7 @@ class DeploymentView(_Out):
     knows: Annotated[
         str | None, Field(description="What the bundle is limited to; show it with its verdicts.")
     ]
+    provenance: Annotated[Provenance, Field(description="As it will stand in verdicts.")]
     activated_at: Time
     activated_by: str
 

@@ -7,7 +7,8 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from safelens.service.api.models import DeploymentView, FrameView, JobSummary, JobView
+from safelens.service.api.models import DeploymentView, FrameView, JobSummary, JobView, time_of
+from safelens.service.conclude import provenance
 from safelens.service.keys import Caller
 from safelens.service.problems import Problem
 from safelens.service.tables import (
@@ -90,7 +91,8 @@ def deployment_view(session: Session, row: Deployment) -> DeploymentView:
         policy_sha256=policy.sha256,
         tau=bundle.tau if row.tau is None else row.tau,
         knows=bundle.knows,
-        activated_at=row.activated_at,
+        provenance=provenance(session, row),
+        activated_at=time_of(row.activated_at),
         activated_by=row.activated_by,
     )
 
