@@ -231,7 +231,7 @@ def served(tmp_path_factory):
         data=tmp_path_factory.mktemp("served"),
         max_upload_mb=1,
         upload_idle_s=1.0,
-        upload_s=5.0,
+        upload_s=3.0,
         fetch_hosts=("localhost", "127.0.0.1", "videos.test", "*.cdn.test"),
         callback_hosts=("localhost",),
         internal_hosts=("localhost",),
