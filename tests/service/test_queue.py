@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 from small import upload, verdict
 from sqlalchemy import func, select, update
+from sqlalchemy.exc import DataError
 
 from safelens.service.problems import Problem
 from safelens.service.queue import FETCHES, IN_COMPANY, MOST_ATTEMPTS, Queue
@@ -182,6 +183,14 @@ def test_idempotency(jobs, client_key, database):
     )
     assert batch == (repeated[0], False)
     assert repeated[1]
+
+
+def test_text_that_a_database_cannot_hold_is_told_from_a_failure(database, jobs, client_key):
+    if database.is_sqlite:
+        assert jobs.submit(client_key, upload(reference="a\0b"), None)[0].reference == "a\0b"
+    else:
+        with pytest.raises(DataError):
+            jobs.submit(client_key, upload(reference="a\0b"), None)
 
 
 def test_cancelling(database, jobs, queue, client_key):

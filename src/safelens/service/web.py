@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
 from safelens import __version__
@@ -72,6 +73,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(DataError, _on_unstorable)
     app.add_exception_handler(Exception, _on_failure)
     app.add_middleware(
         Surroundings,
@@ -121,6 +123,11 @@ async def _on_http(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = _BY_STATUS.get(error.status_code, "bad_request")
     return _answer(Problem(code, str(error.detail), headers=error.headers))
+
+
+async def _on_unstorable(_request: Request, _error: Exception) -> JSONResponse:
+    # PostgreSQL's texts hold no zero character, and its integers have ends.
+    return _answer(Problem("invalid", "a value cannot be stored; expected plain text"))
 
 
 async def _on_failure(_request: Request, error: Exception) -> JSONResponse:

@@ -69,7 +69,7 @@ def policy(here: Here, caller: Client, sha256: str) -> PolicyText:
     return PolicyText.model_validate(row)
 
 
-@router.post("/bundles", status_code=201, openapi_extra=_body("application/zip"))
+@router.post("/bundles", status_code=201, openapi_extra=_body("application/octet-stream"))
 async def add_bundle(request: Request, here: Here, caller: Admin) -> BundleView:
     """Check and keep a bundle's directory as zip; every part is loaded for that, which takes its time."""
     here.settings.incoming.mkdir(parents=True, exist_ok=True)
