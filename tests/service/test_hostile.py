@@ -212,6 +212,22 @@ def test_a_callback_goes_to_allowed_hosts_alone(http, sample):
 
 
 @pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("multipart/form-data", b"--x\r\n"),
+        ("multipart/form-data; boundary=x", b""),
+        ("multipart/form-data; boundary=x", b"--x\r\n\r\n" + bytes(5000)),
+        ("multipart/form-data; boundary=" + "x" * 500, b"--y"),
+        ('multipart/form-data; boundary="', b"--y"),
+    ],
+)
+def test_forms_that_are_none(served, http, kind, body):
+    answer = http.post("/v1/jobs", content=body, headers={"Content-Type": kind})
+    assert problem(answer) == "bad_request"
+    assert not leftovers(served)
+
+
+@pytest.mark.parametrize(
     "body", [b"{", b"[]", b'{"url": 5}', b'{"url": "http://videos.test/", "x": 1}', b"\xff"]
 )
 def test_json_that_is_none(http, body):

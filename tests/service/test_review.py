@@ -188,7 +188,10 @@ def test_what_dead_processes_left_is_swept(database, settings):
     folder = settings.data / "media" / "videos"
     for path in (settings.incoming / "half", folder / job, folder / "job_orphan"):
         os.utime(path, (old, old))
+    media.write(b"frames", "frames/job_orphan")
+    os.utime(folder.parent / "frames" / "job_orphan", (old, old))
     Retention(settings, database, media).sweep()
+    assert not list((folder.parent / "frames").iterdir())
     assert {path.name for path in settings.incoming.iterdir()} == {"new"}
     assert {path.name for path in folder.iterdir()} == {job, "job_fresh"}
 

@@ -18,9 +18,11 @@ from conftest import SAMPLES
 from typer.testing import CliRunner
 
 import safelens
-from safelens.bundle import write_bundle
+from safelens.bundle import BundleError, write_bundle
 from safelens.cli import app
 from safelens.service.client import ServiceClient
+from safelens.service.settings import Settings
+from safelens.service.start import prepare
 from safelens.verdict import Verdict
 
 TINY = Path(safelens.__file__).parent / "bundles" / "tiny"
@@ -146,6 +148,19 @@ def test_an_uploaded_bundle_moderates_after_a_worker_was_killed(client, service,
     verdict = client.verdict(job["id"], timeout_s=200)
     assert (verdict.provenance.bundle, verdict.provenance.bundle_sha256) == ("tiny 2", digest)
     assert client.job(job["id"])["reused_from"] is None
+
+
+def test_a_bundle_that_was_replaced_in_place_is_not_taken_for_the_old_one(tmp_path):
+    folder = tmp_path / "tiny"
+    shutil.copytree(TINY, folder)
+    settings = Settings(data=tmp_path / "data")
+    prepare(settings, bundle=str(folder), policy=None, tau=None)
+    prepare(settings, bundle=None, policy=None, tau=None)
+    text = (folder / "bundle.yaml").read_text()
+    (folder / "bundle.yaml").write_text(text.replace("tau: 0.9", "tau: 0.8"))
+    with pytest.raises(BundleError, match="no longer the bundle tiny 1"):
+        prepare(settings, bundle=None, policy=None, tau=None)
+    prepare(settings, bundle=str(folder), policy=None, tau=None)
 
 
 def test_without_the_extra_serve_says_what_to_install(monkeypatch, tmp_path):

@@ -17,7 +17,7 @@ from safelens.service.fetch import FetchError, fetch
 from safelens.service.media import MediaStore
 from safelens.service.queue import Queue
 from safelens.service.retention import Retention
-from safelens.service.settings import Settings
+from safelens.service.settings import DAY_S, Settings
 from safelens.service.tables import Job
 from safelens.service.webhooks import Webhooks
 
@@ -67,6 +67,7 @@ class Chores:
             for _ in range(2):
                 self._run("webhooks", self._deliver_one, _PAUSE_S)
         self._run("retention", self._tidy, _RETENTION_S)
+        self._run("sweep", self._sweep, DAY_S)
 
     def stop(self) -> None:
         """End soon; what is under way is claimed anew when its lease is over."""
@@ -128,8 +129,11 @@ class Chores:
 
     def _tidy(self, _name: str) -> bool:
         removed = self._retention.apply()
-        self._retention.sweep()
         log.info("retention", extra={"removed": removed})
+        return False
+
+    def _sweep(self, _name: str) -> bool:
+        self._retention.sweep()
         return False
 
     def _run(self, name: str, work: Callable[[str], bool], pause_s: float) -> None:

@@ -6,17 +6,18 @@ that somebody else should look.
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from safelens.service.audit import record
 from safelens.service.database import Database
 from safelens.service.media import MediaStore
 from safelens.service.settings import DAY_S, Settings
-from safelens.service.tables import Decision, Job, VerdictRow
+from safelens.service.tables import Decision, Job, VerdictRow, WorkerRow
 
 _PAGE = 500
 _LEFT_BEHIND_S = DAY_S
@@ -61,15 +62,20 @@ class Retention:
             after = page[-1][0].id
 
     def sweep(self) -> None:
-        """Remove files that belong to no job: of processes that died between file and job. Raises OSError."""
+        """Remove what dead processes left: files that belong to no job, and their own rows. Raises OSError."""
         if self._incoming.is_dir():
             for path in self._incoming.iterdir():
                 _unlink_old(path)
-        for name in self._media.older("videos", _LEFT_BEHIND_S):
-            with self._database.reading() as session:
-                job = session.get(Job, name.partition("/")[2])
-            if job is None or job.media != name:
-                self._media.delete(name)
+        for kind, column in (("videos", Job.media), ("frames", VerdictRow.frames_media)):
+            old = self._media.older(kind, _LEFT_BEHIND_S)
+            while names := list(itertools.islice(old, _PAGE)):
+                with self._database.reading() as session:
+                    known = set(session.scalars(select(column).where(column.in_(names))))
+                for name in set(names) - known:
+                    self._media.delete(name)
+        with self._database.writing() as session:
+            silent = WorkerRow.seen_at < time.time() - _LEFT_BEHIND_S
+            session.execute(delete(WorkerRow).where(silent))
 
     def _due(self, job: Job, verdict: VerdictRow | None) -> bool:
         assert job.finished_at is not None

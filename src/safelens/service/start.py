@@ -7,13 +7,14 @@ from pathlib import Path
 
 from sqlalchemy import select
 
+from safelens.bundle import Bundle, BundleError
 from safelens.policy import Policy
 from safelens.service.database import Database
 from safelens.service.deployments import Deployments
 from safelens.service.keys import Keys
 from safelens.service.media import MediaStore
 from safelens.service.settings import Settings
-from safelens.service.tables import ApiKey, Deployment
+from safelens.service.tables import ApiKey, BundleVersion, Deployment
 
 KEY_FILE = "admin.key"
 
@@ -34,7 +35,7 @@ def prepare(
         The file with the first admin's key, if this call made it.
 
     Raises:
-        BundleError: the bundle cannot be used.
+        BundleError: the bundle cannot be used, or the active one was replaced in place.
         PolicyError: the policy cannot be used.
         Problem: bundle and policy do not fit together.
         sqlalchemy.exc.SQLAlchemyError: the database does not answer.
@@ -59,7 +60,9 @@ def _activate(
 ) -> None:
     with database.reading() as session:
         now = session.scalar(select(Deployment).order_by(Deployment.id.desc()).limit(1))
-    if now is not None and bundle is None:
+        active = None if now is None else session.get_one(BundleVersion, now.bundle_sha256)
+    if active is not None and bundle is None:
+        _unchanged(active)
         return
     row = deployments.register(bundle or "tiny", "system")
     chosen = row.policy_sha256
@@ -69,6 +72,15 @@ def _activate(
     wanted = (row.sha256, chosen, tau)
     if now is None or (now.bundle_sha256, now.policy_sha256, now.tau) != wanted:
         deployments.activate(*wanted, "system")
+
+
+def _unchanged(active: BundleVersion) -> None:
+    """Refuse to go on under the name of a bundle that was replaced in place. Raises BundleError."""
+    if active.source is not None and Bundle.load(active.source).sha256 != active.sha256:
+        raise BundleError(
+            f"{active.source} is no longer the bundle {active.name} {active.version} that is active; give "
+            f"--bundle {active.source} to activate what is there now"
+        )
 
 
 def _first_key(database: Database, file: Path) -> Path | None:

@@ -135,6 +135,7 @@ class Job(Table):
         Index("ix_jobs_batch", "batch_id"),
         Index("ix_jobs_finished", "finished_at"),
         Index("ix_jobs_sha256", "sha256"),
+        Index("ix_jobs_media", "media"),
     )
 
 

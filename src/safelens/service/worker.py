@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import delete
 
+from safelens.bundle import BundleError
 from safelens.pipeline import UNDER_WAY
 from safelens.policy import Policy
 from safelens.service import logs, metrics
@@ -59,7 +60,8 @@ class Worker:
         self._bells = Bells.inherited()
         self._lens: SafeLens | None = None
         self._loaded: int | None = None
-        self._held: set[str] = set()
+        self._held: frozenset[str] = frozenset()
+        """Renewed by another thread, so never changed in place."""
         self._stopping = threading.Event()
 
     def run(self) -> None:
@@ -77,7 +79,7 @@ class Worker:
                 except Exception:
                     # What was taken comes back when its lease is over, here or elsewhere.
                     log.exception("round failed", extra={"worker": self.owner})
-                    self._held.clear()
+                    self._held = frozenset()
                     self._stopping.wait(1.0)
                     continue
                 if not busy:
@@ -101,9 +103,9 @@ class Worker:
         for job in claimed.ended:
             self._bells.ring_done(job)
         if claimed.jobs:
-            self._held = {job.id for job in claimed.jobs}
+            self._held = frozenset(job.id for job in claimed.jobs)
             self._moderate(claimed.jobs)
-            self._held.clear()
+            self._held = frozenset()
         return bool(claimed.jobs or claimed.ended)
 
     def _moderate(self, jobs: Sequence[Job]) -> None:
@@ -135,7 +137,7 @@ class Worker:
                 if self._queue.finish(self.owner, job.id, verdict, frames):
                     metrics.observe(verdict)
                 self._bells.ring_done(job.id)
-                self._held.discard(job.id)
+                self._held -= {job.id}
                 if self._stopping.is_set():
                     found.close()  # type: ignore[attr-defined]
                     return
@@ -155,6 +157,11 @@ class Worker:
                 policy=Policy.from_yaml(policy.yaml),
                 tau=deployment.tau,
             )
+            found = self._lens.provenance.bundle_sha256
+            if found != bundle.sha256:
+                self._lens.close()
+                self._lens = None
+                raise BundleError(f"{bundle.source} holds another bundle now, {found}")
             self._loaded = deployment.id
         return self._lens
 

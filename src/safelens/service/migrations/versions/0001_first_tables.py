@@ -177,6 +177,7 @@ def _tables() -> None:
         batch_op.create_index("ix_jobs_created", ["created_at", "id"], unique=False)
         batch_op.create_index("ix_jobs_finished", ["finished_at"], unique=False)
         batch_op.create_index("ix_jobs_sha256", ["sha256"], unique=False)
+        batch_op.create_index("ix_jobs_media", ["media"], unique=False)
         batch_op.create_index("ix_jobs_state", ["state", "created_at"], unique=False)
 
     op.create_table(
