@@ -4,7 +4,7 @@ import base64
 import itertools
 
 import pytest
-from conftest import moderate_all, problem
+from servers import moderate_all, problem
 from small import verdict
 
 from safelens.service.client import ServiceClient, ServiceError

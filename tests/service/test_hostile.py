@@ -8,7 +8,7 @@ import zipfile
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import moderate_all, problem
+from servers import moderate_all, problem
 
 from safelens.service.context import Service
 from safelens.service.doorbell import Bells

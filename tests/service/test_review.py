@@ -4,7 +4,7 @@ import os
 import time
 
 import pytest
-from conftest import moderate_all, problem
+from servers import moderate_all, problem
 from small import upload, verdict
 from sqlalchemy import update
 from typer.testing import CliRunner

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx2
 import pytest
 import yaml
-from conftest import SAMPLES
+from servers import SAMPLES
 from typer.testing import CliRunner
 
 import safelens
@@ -122,7 +122,7 @@ def test_a_server_that_cannot_be_used_is_said(service, tmp_path, monkeypatch):
     assert (run.exit_code, "--tau is about models here" in run.output) == (2, True)
 
 
-def test_an_uploaded_bundle_moderates_after_a_worker_was_killed(client, service, tmp_path):
+def test_an_uploaded_bundle_moderates_also_after_the_web_process_was_killed(client, service, tmp_path):
     folder = tmp_path / "tiny"
     shutil.copytree(TINY, folder)
     settings = yaml.safe_load((folder / "bundle.yaml").read_text())
@@ -140,11 +140,9 @@ def test_an_uploaded_bundle_moderates_after_a_worker_was_killed(client, service,
         assert answer.status_code == 201, answer.text
         assert answer.json()["sha256"] == digest
         assert http.post("/v1/deployments", json={"bundle_sha256": digest}).status_code == 201
-    [worker] = re.findall(
-        r'"runs": "safelens.service.worker", "child": (\d+)', service[2].read_text()
-    )[-1:]
+    started = re.findall(r'"runs": "safelens.service.web", "child": (\d+)', service[2].read_text())
     job = client.submit(SAMPLES / "violence.mp4")
-    os.kill(int(worker), signal.SIGKILL)
+    os.kill(int(started[-1]), signal.SIGKILL)
     verdict = client.verdict(job["id"], timeout_s=200)
     assert (verdict.provenance.bundle, verdict.provenance.bundle_sha256) == ("tiny 2", digest)
     assert client.job(job["id"])["reused_from"] is None

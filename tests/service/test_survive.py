@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from conftest import SAMPLES
+from servers import SAMPLES
 from sqlalchemy import func, select
 
 from safelens.service.client import ServiceClient
@@ -20,7 +20,7 @@ from safelens.service.supervise import LISTEN, exported
 from safelens.service.tables import AuditEntry, Job, VerdictRow
 
 KILLS = 5
-JOBS = 60
+JOBS = 40
 
 
 class Processes:
@@ -81,7 +81,7 @@ def test_no_job_is_lost_or_judged_twice(settings, database):
                 sender.start()
             chance = random.Random(7)
             for kill in range(KILLS):
-                time.sleep(chance.uniform(0.5, 1.5))
+                time.sleep(chance.uniform(0.5, 1.2))
                 processes.kill(0 if kill in (1, 3) else chance.choice((1, 2)))
             for sender in senders:
                 sender.join(timeout=120)
