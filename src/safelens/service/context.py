@@ -17,6 +17,7 @@ from limits.strategies import MovingWindowRateLimiter
 from starlette.concurrency import run_in_threadpool
 
 from safelens.service.addresses import Hosts
+from safelens.service.console.session import Sessions, secret
 from safelens.service.database import Database
 from safelens.service.deployments import Deployments
 from safelens.service.doorbell import Bells
@@ -43,6 +44,7 @@ class Service:
     database: Database = field(init=False)
     media: MediaStore = field(init=False)
     keys: Keys = field(init=False)
+    sessions: Sessions = field(init=False)
     submissions: Submissions = field(init=False)
     deployments: Deployments = field(init=False)
     fetch_hosts: Hosts = field(init=False)
@@ -54,6 +56,7 @@ class Service:
         self.database = Database(settings.database_url)
         self.media = MediaStore(settings.media_url)
         self.keys = Keys(self.database)
+        self.sessions = Sessions(secret(settings))
         self.submissions = Submissions(self.database, settings.max_queue)
         self.deployments = Deployments(self.database, self.media, settings.bundles)
         internal = settings.internal_hosts

@@ -100,12 +100,23 @@ class Keys:
         right = hmac.compare_digest(known, _digest(secret))
         if row is None or not right or row.revoked_at is not None:
             return None
-        return next(Caller(row.id, role) for role in ROLES if role == row.role)
+        return caller_of(row)
+
+    def holder(self, identity: str) -> ApiKey | None:
+        """A key by its id, unless it is revoked."""
+        with self._database.reading() as session:
+            row = session.get(ApiKey, identity)
+        return row if row is not None and row.revoked_at is None else None
 
     def all(self) -> list[ApiKey]:
         """All keys, oldest first."""
         with self._database.reading() as session:
             return list(session.scalars(select(ApiKey).order_by(ApiKey.created_at)))
+
+
+def caller_of(row: ApiKey) -> Caller:
+    """Who asks with this key."""
+    return next(Caller(row.id, role) for role in ROLES if role == row.role)
 
 
 def _digest(secret: str) -> str:

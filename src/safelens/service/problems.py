@@ -14,6 +14,7 @@ CODES: dict[str, tuple[int, str]] = {
     "bad_request": (400, "The request cannot be read"),
     "unauthorized": (401, "No valid API key"),
     "forbidden": (403, "The API key's role does not permit this"),
+    "cross_site": (403, "The form did not come from the console"),
     "not_found": (404, "There is no such thing"),
     "method_not_allowed": (405, "This method is not for this address"),
     "slow_upload": (408, "The upload took too long"),

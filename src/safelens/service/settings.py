@@ -52,6 +52,9 @@ class Settings(BaseSettings):
     """Of both kinds of hosts, those that may have private or loopback addresses."""
     lease_s: Annotated[float, Field(ge=1)] = 30.0
     """How long a job stays with a process that no longer reports, seconds."""
+    console_secret: str = ""
+    """Signs the console's sessions; the same for web processes that share a database. By default a secret of
+    this machine's own, in `data`."""
     retain_days: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Days that videos and frames are kept, by category id of the label, or by outcome: flagged, safe,
     undecided, error. What is not named is kept."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import JSON, Double, ForeignKey, Index, Text, UniqueConstraint
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column
 
 
 class Table(DeclarativeBase):
@@ -152,10 +152,12 @@ class VerdictRow(Table):
     flagged: Mapped[bool | None]
     label: Mapped[str | None]
     decided_by: Mapped[str | None]
-    risk: Mapped[float]
+    risk: Mapped[float] = mapped_column()
     """Highest score of a category; 1 where nothing was decided: what is unknown is no small risk."""
-    uncertainty: Mapped[float]
+    uncertainty: Mapped[float] = mapped_column()
     """1 - confidence; 1 where nothing was decided."""
+    priority: Mapped[float] = column_property(risk + uncertainty)
+    """How much a person is needed: what is risky, what is unsure, first what is both."""
     reused_from: Mapped[str | None]
     """The job that the video was looked at for."""
     frames: Mapped[list[Any]]

@@ -14,7 +14,8 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
 from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
@@ -22,6 +23,10 @@ from safelens import __version__
 from safelens.service import logs
 from safelens.service.api import jobs, keys, media, moderations, ops, review, versions
 from safelens.service.chores import Chores
+from safelens.service.console import audit, dashboard, queue, sign_in
+from safelens.service.console import review as review_page
+from safelens.service.console.page import on_problem
+from safelens.service.console.session import PATH as CONSOLE
 from safelens.service.context import Service
 from safelens.service.doorbell import Bells
 from safelens.service.middleware import Surroundings
@@ -70,6 +75,9 @@ def create_app(settings: Settings) -> FastAPI:
     )
     for part in (jobs, media, moderations, review, versions, keys, ops):
         app.include_router(part.router)
+    for console in (sign_in, queue, review_page, audit, dashboard):
+        app.include_router(console.router)
+    app.mount(f"{CONSOLE}/static", StaticFiles(packages=[("safelens.service.console", "static")]))
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
@@ -96,7 +104,9 @@ def _problem_response() -> dict[str, Any]:
     return {"description": "A problem (RFC 9457)", "content": {MEDIA_TYPE: {"schema": schema}}}
 
 
-def _answer(problem: Problem) -> JSONResponse:
+def _answer(request: Request, problem: Problem) -> Response:
+    if request.url.path.startswith(f"{CONSOLE}/"):
+        return on_problem(request, problem)
     return JSONResponse(
         problem.document(),
         status_code=problem.status,
@@ -105,34 +115,34 @@ def _answer(problem: Problem) -> JSONResponse:
     )
 
 
-async def _on_problem(_request: Request, error: Exception) -> JSONResponse:
+async def _on_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
-    return _answer(error)
+    return _answer(request, error)
 
 
-async def _on_invalid(_request: Request, error: Exception) -> JSONResponse:
+async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problems = [
         {"field": ".".join(map(str, item["loc"])), "message": item["msg"]}
         for item in error.errors()
     ]
-    return _answer(Problem("invalid", "the request is not as expected", problems=problems))
+    return _answer(request, Problem("invalid", "the request is not as expected", problems=problems))
 
 
-async def _on_http(_request: Request, error: Exception) -> JSONResponse:
+async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = _BY_STATUS.get(error.status_code, "bad_request")
-    return _answer(Problem(code, str(error.detail), headers=error.headers))
+    return _answer(request, Problem(code, str(error.detail), headers=error.headers))
 
 
-async def _on_unstorable(_request: Request, _error: Exception) -> JSONResponse:
+async def _on_unstorable(request: Request, _error: Exception) -> Response:
     # PostgreSQL's texts hold no zero character, and its integers have ends.
-    return _answer(Problem("invalid", "a value cannot be stored; expected plain text"))
+    return _answer(request, Problem("invalid", "a value cannot be stored; expected plain text"))
 
 
-async def _on_failure(_request: Request, error: Exception) -> JSONResponse:
+async def _on_failure(request: Request, error: Exception) -> Response:
     log.error("request failed", exc_info=error)
-    return _answer(Problem("internal", "the service failed; its log says why. Try again later"))
+    return _answer(request, Problem("internal", "the service failed; its log says why. Try again later"))
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import Select, exists, select, tuple_
+from sqlalchemy import Select, exists, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from safelens.service.api.models import JobList, JobState
@@ -20,6 +20,7 @@ from safelens.verdict import Stage, Status
 
 _ORDERS = {
     "newest": Job.created_at,
+    "priority": VerdictRow.priority,
     "risk": VerdictRow.risk,
     "uncertainty": VerdictRow.uncertainty,
 }
@@ -44,11 +45,15 @@ class Filters(BaseModel):
     reference: Annotated[str, Field(max_length=255)] | None = None
     sha256: Annotated[str, Field(max_length=64)] | None = None
     search: Annotated[
-        str | None, Field(max_length=255, description="A part of the file's name.")
+        str | None,
+        Field(max_length=255, description="A part of name or reference, or a whole id or SHA-256."),
     ] = None
     since: datetime | None = None
     until: datetime | None = None
-    order: Literal["newest", "risk", "uncertainty"] = "newest"
+    order: Annotated[
+        Literal["newest", "priority", "risk", "uncertainty"],
+        Field(description="`priority` is risk + uncertainty."),
+    ] = "newest"
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
     after: Annotated[str | None, Field(max_length=255, description="`next` of a page.")] = None
 
@@ -72,16 +77,20 @@ def list_jobs(session: Session, caller: Caller, filters: Filters) -> JobList:
     if not caller.may("moderator"):
         query = query.where(Job.key_id == caller.id)
     if filters.after is not None:
-        value, job_id = _position(filters.after)
+        value, job_id = _read_position(filters.after)
         query = query.where(tuple_(column, Job.id) < tuple_(value, job_id))
     rows = session.execute(query).all()
     page = rows[: filters.limit]
     following = None
     if len(rows) > len(page):
-        job, verdict = page[-1][:2]
-        value = job.created_at if filters.order == "newest" else getattr(verdict, filters.order)
-        following = base64.urlsafe_b64encode(json.dumps([value, job.id]).encode()).decode()
+        following = position(*page[-1][:2], filters.order)
     return JobList(jobs=[summary(*row) for row in page], next=following)
+
+
+def position(job: Job, verdict: VerdictRow | None, order: str) -> str:
+    """A job's place in an order, as `after` takes it."""
+    value = job.created_at if order == "newest" else getattr(verdict, order)
+    return base64.urlsafe_b64encode(json.dumps([value, job.id]).encode()).decode()
 
 
 def _conditions(filters: Filters) -> list[Any]:
@@ -97,7 +106,8 @@ def _conditions(filters: Filters) -> list[Any]:
     }
     found: list[Any] = [column == value for column, value in equal.items() if value is not None]
     if filters.search:
-        found.append(Job.name.icontains(filters.search, autoescape=True))
+        parts = (c.icontains(filters.search, autoescape=True) for c in (Job.name, Job.reference))
+        found.append(or_(*parts, Job.id == filters.search, Job.sha256 == filters.search))
     if filters.since is not None:
         found.append(Job.created_at >= filters.since.timestamp())
     if filters.until is not None:
@@ -109,7 +119,7 @@ def _conditions(filters: Filters) -> list[Any]:
     return found
 
 
-def _position(after: str) -> tuple[float, str]:
+def _read_position(after: str) -> tuple[float, str]:
     try:
         value, job_id = json.loads(base64.urlsafe_b64decode(after.encode("ascii")))
         return float(value), str(job_id)
