@@ -122,7 +122,9 @@ def test_a_server_that_cannot_be_used_is_said(service, tmp_path, monkeypatch):
     assert (run.exit_code, "--tau is about models here" in run.output) == (2, True)
 
 
-def test_an_uploaded_bundle_moderates_also_after_the_web_process_was_killed(client, service, tmp_path):
+def test_an_uploaded_bundle_moderates_also_after_the_web_process_was_killed(
+    client, service, tmp_path
+):
     folder = tmp_path / "tiny"
     shutil.copytree(TINY, folder)
     settings = yaml.safe_load((folder / "bundle.yaml").read_text())

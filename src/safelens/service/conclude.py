@@ -45,10 +45,10 @@ class Frames:
 NO_FRAMES = Frames([], None)
 
 
-def content_key(session: Session, sha256: str, deployment: Deployment) -> str:
-    """What a verdict depends on: the video, bundle, policy, tau and this package's version."""
-    tau = _tau(session, deployment)
-    parts = (sha256, deployment.bundle_sha256, deployment.policy_sha256, tau, __version__)
+def content_key(sha256: str, deployment: Deployment) -> str:
+    """What a verdict depends on: the video, bundle, policy, tau in place of the bundle's, and this package."""
+    bundle, policy = deployment.bundle_sha256, deployment.policy_sha256
+    parts = (sha256, bundle, policy, deployment.tau, __version__)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -26,6 +26,9 @@ from safelens.service.media import MediaStore
 from safelens.service.problems import Problem
 from safelens.service.settings import Settings
 from safelens.service.submit import Submissions
+
+if TYPE_CHECKING:
+    from safelens.service.api.models import DeploymentView
 
 _LOOK_S = 0.5
 
@@ -49,6 +52,8 @@ class Service:
     deployments: Deployments = field(init=False)
     fetch_hosts: Hosts = field(init=False)
     callback_hosts: Hosts = field(init=False)
+    seen: dict[int, DeploymentView] = field(default_factory=dict)
+    """Deployments as they are answered, by number: they never change."""
     _waiting: dict[str, set[asyncio.Event]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

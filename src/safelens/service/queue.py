@@ -145,7 +145,7 @@ class Queue:
             deployment = session.get_one(Deployment, row.deployment_id)
             row.sha256, row.size, row.kind = received.sha256, received.size, received.kind
             row.media = media
-            row.content_key = content_key(session, received.sha256, deployment)
+            row.content_key = content_key(received.sha256, deployment)
             row.state, row.lease_owner, row.lease_until, row.attempts = "queued", None, None, 0
             conclude_by_reuse(session, row)
             return True

@@ -26,6 +26,7 @@ from safelens.service.tables import Batch, Job
 _LOCK = 1
 _WAITING = ("fetching", "queued")
 _RECENT_S = 60.0
+_FULL_S = 10.0
 _LONGEST_WAIT_S = 600
 
 
@@ -75,6 +76,7 @@ class Submissions:
     def __init__(self, database: Database, max_queue: int) -> None:
         self._database = database
         self._max_queue = max_queue
+        self._full_until = 0.0
 
     def submit(self, key: str, wanted: Wanted, idempotency_key: str | None) -> tuple[Job, bool]:
         """Accept one video; the job, and whether it is an earlier one of the same idempotency key.
@@ -133,7 +135,9 @@ class Submissions:
             return batch.id, False
 
     def check_room(self) -> None:
-        """Refuse early, before an upload is read. Raises Problem (queue_full)."""
+        """Refuse before an upload is read, if the queue was full a moment ago. Raises Problem (queue_full)."""
+        if time.monotonic() > self._full_until:
+            return
         with self._database.reading() as session:
             self._room(session, 1)
 
@@ -182,7 +186,7 @@ class Submissions:
         if got is not None:
             job.sha256, job.size, job.kind = got.sha256, got.size, got.kind
             job.media = f"videos/{wanted.id}"
-            job.content_key = content_key(session, got.sha256, deployment)
+            job.content_key = content_key(got.sha256, deployment)
         session.add(job)
         session.flush()
         if got is not None:
@@ -193,6 +197,7 @@ class Submissions:
         waiting = session.scalar(select(func.count()).where(Job.state.in_(_WAITING))) or 0
         if waiting + more <= self._max_queue:
             return
+        self._full_until = time.monotonic() + _FULL_S
         recent = Job.finished_at > time.time() - _RECENT_S
         done = session.scalar(select(func.count()).where(recent)) or 0
         seconds = math.ceil(more * _RECENT_S / done) if done else _RECENT_S

@@ -246,7 +246,7 @@ def _submit(
 
 def _view(here: Service, caller: Caller, job_id: str) -> JobView:
     with here.database.reading() as session:
-        return job_view(session, own_job(session, caller, job_id))
+        return job_view(here, session, own_job(session, caller, job_id))
 
 
 def _batch(here: Service, caller: Caller, batch_id: str) -> BatchView:

@@ -171,7 +171,7 @@ def _submit(here: Service, caller: Caller, url: str) -> str:
 
 def _view(here: Service, caller: Caller, job_id: str) -> JobView:
     with here.database.reading() as session:
-        return job_view(session, own_job(session, caller, job_id))
+        return job_view(here, session, own_job(session, caller, job_id))
 
 
 def _why(view: JobView) -> str:

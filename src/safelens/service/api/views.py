@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from safelens.service.api.models import DeploymentView, FrameView, JobSummary, JobView, time_of
 from safelens.service.conclude import provenance
+from safelens.service.context import Service
 from safelens.service.keys import Caller
 from safelens.service.problems import Problem
 from safelens.service.tables import (
@@ -53,11 +54,16 @@ def summary(
     return JobSummary.model_validate(_summary(job, verdict, decision, knows))
 
 
-def job_view(session: Session, job: Job) -> JobView:
+def job_view(here: Service, session: Session, job: Job) -> JobView:
     """All of a job."""
-    verdict = session.get(VerdictRow, job.id)
-    decision = session.scalar(select(last_decision()).where(Job.id == job.id))
-    deployment = deployment_view(session, session.get_one(Deployment, job.deployment_id))
+    verdict = session.get(VerdictRow, job.id) if job.state == "done" else None
+    decision = None
+    if verdict is not None:
+        decision = session.scalar(select(last_decision()).where(Job.id == job.id))
+    deployment = here.seen.get(job.deployment_id)
+    if deployment is None:
+        deployment = deployment_view(session, session.get_one(Deployment, job.deployment_id))
+        here.seen[job.deployment_id] = deployment
     frames = [
         FrameView(
             time_s=f["time_s"], evidence=f["evidence"], url=f"/v1/jobs/{job.id}/frames/{number}"
