@@ -35,7 +35,7 @@ def audit(
         here, visitor.caller, subject or None, actor or None, action or None, before, limit=100
     )
     with here.database.reading() as session:
-        names = dict(session.execute(select(ApiKey.id, ApiKey.name)).tuples())
+        names = {key: name for key, name in session.execute(select(ApiKey.id, ApiKey.name))}
         knows = list(session.scalars(select(BundleVersion.knows).distinct()))
     return page(
         request,

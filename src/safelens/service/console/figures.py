@@ -157,11 +157,12 @@ def limits(session: Session, within: Any) -> tuple[str, ...]:
 
 def _bars(session: Session, since: float, until: float, parts: int) -> tuple[Bar, ...]:
     edges = np.linspace(since, until, parts + 1)
-    part = case(*((VerdictRow.at < float(end), i) for i, end in enumerate(edges[1:])), else_=parts)
+    before = ((VerdictRow.at < float(end), i) for i, end in enumerate(edges[1:]))
+    part = case(*before, else_=parts - 1).label("part")
     rows = session.execute(
         select(part, VerdictRow.flagged, func.count())
         .where(VerdictRow.at >= since, VerdictRow.at < until)
-        .group_by(part, VerdictRow.flagged)
+        .group_by("part", VerdictRow.flagged)
     ).all()
     counted = {(index, flagged): number for index, flagged, number in rows}
     return tuple(
