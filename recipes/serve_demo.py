@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("out/serve-demo"))
     parser.add_argument("--port", default="8080")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     options.data.mkdir(parents=True, exist_ok=True)
     log = options.data / "log"
     with log.open("wb") as out:

@@ -18,6 +18,10 @@ from safelens.video import Clip
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--screenshots", metavar="FOLDER", help="take the console's pictures anew")
+
+
 @pytest.fixture(scope="session")
 def shared_videos() -> Path:
     """The folder of real videos; tests that need it are skipped where it is absent."""

@@ -40,13 +40,15 @@ class Curve:
 
     Attributes:
         band: corners between least and most error, as SVG writes them.
-        places: x, y of least and y of most error, of each point.
-        seconds, error: what the axes end at.
+        line: corners of the guess.
+        places: x and y of each point's guess.
+        seconds, error: what the axes end at; the band may go on above.
         fewest: seconds that the x axis begins at.
     """
 
     band: str
-    places: list[tuple[float, float, float]]
+    line: str
+    places: list[tuple[float, float]]
     fewest: float
     seconds: float
     error: float
@@ -55,12 +57,16 @@ class Curve:
 def curve(points: Sequence[Point]) -> Curve:
     """Place the points of a what-if."""
     fewest, most = min(p.seconds for p in points), max(p.seconds for p in points)
-    error = max(0.05, *(p.most for p in points))
+    error = max(0.05, *(1.25 * p.guess for p in points), *(1.25 * p.least for p in points))
     width = most - fewest or 1.0
-    places = [
-        (100 * (p.seconds - fewest) / width, 100 - 100 * p.least / error, 100 - 100 * p.most / error)
-        for p in points
-    ]
-    there = [f"{x:.2f},{y:.2f}" for x, y, _ in places]
-    back = [f"{x:.2f},{y:.2f}" for x, _, y in reversed(places)]
-    return Curve(" ".join(there + back), places, fewest, most, error)
+
+    def place(point: Point, wrong: float) -> tuple[float, float]:
+        return 100 * (point.seconds - fewest) / width, 100 - 100 * wrong / error
+
+    places = [place(p, p.guess) for p in points]
+    around = [place(p, p.least) for p in points] + [place(p, p.most) for p in reversed(points)]
+    return Curve(_corners(around), _corners(places), places, fewest, most, error)
+
+
+def _corners(places: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{x:.2f},{y:.2f}" for x, y in places)

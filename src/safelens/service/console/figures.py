@@ -72,7 +72,6 @@ class Figures:
     """The dashboard's figures.
 
     Attributes:
-        accepted: jobs of the period.
         waiting: jobs that have no verdict now.
         bars: the verdicts of the period by its parts.
         deliberated: verdicts that S2 gave.
@@ -82,7 +81,6 @@ class Figures:
         knows: what the bundles that gave these verdicts are limited to.
     """
 
-    accepted: int
     waiting: int
     bars: tuple[Bar, ...]
     deliberated: int
@@ -131,7 +129,6 @@ def figures(session: Session, since: float, until: float, parts: int) -> Figures
         return session.scalar(select(func.count()).where(*conditions)) or 0
 
     return Figures(
-        accepted=count(Job.created_at >= since, Job.created_at < until),
         waiting=count(open_states),
         bars=_bars(session, since, until, parts),
         deliberated=count(within, VerdictRow.decided_by == "deliberate"),

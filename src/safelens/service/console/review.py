@@ -39,7 +39,7 @@ def review(
     """The page; `filters` are those of the list that one came from."""
     with here.database.reading() as session:
         row = own_job(session, visitor.caller, job_id)
-        job = job_view(session, row)
+        job = job_view(here, session, row)
         version = session.get_one(PolicyVersion, job.deployment.policy_sha256)
         history = session.execute(
             select(Decision, ApiKey.name)

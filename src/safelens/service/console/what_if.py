@@ -37,6 +37,7 @@ class Point:
         seconds: mean of a video.
         least, most: share of videos on which the cascade errs, if S2 were right or wrong on all videos of
             which its answer is unknown.
+        guess: the same, if S2 were right on those as often as on the videos that it decided.
         alone, wrong: videos that S1 decides alone, and errors among them.
     """
 
@@ -45,6 +46,7 @@ class Point:
     seconds: float
     least: float
     most: float
+    guess: float
     alone: int
     wrong: int
 
@@ -124,6 +126,7 @@ def _points(cases: list[_Case], usual_s2: float) -> tuple[Point, ...]:
         operating_points(screening, np.where(by_s1, guess, right), s1_cost=s1, s2_cost=s2)
         for guess in (True, False)
     )
+    often = float(right[~by_s1].mean())
     whole = float((s1 + s2).sum()) / len(cases)
     points = []
     for good, bad in zip(best, worst, strict=True):
@@ -135,6 +138,7 @@ def _points(cases: list[_Case], usual_s2: float) -> tuple[Point, ...]:
                 seconds=good.cost * whole,
                 least=1 - good.accuracy,
                 most=1 - bad.accuracy,
+                guess=1 - bad.accuracy - often * (good.accuracy - bad.accuracy),
                 alone=int(stands.sum()),
                 wrong=int((stands & ~right).sum()),
             )

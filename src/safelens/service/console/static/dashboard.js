@@ -15,7 +15,7 @@ if (slider) {
     const wrong =
       point.least === point.most
         ? `${percent(point.least)} wrong`
-        : `between ${percent(point.least)} and ${percent(point.most)} wrong`;
+        : `about ${percent(point.guess)} wrong (${percent(point.least)} to ${percent(point.most)})`;
     const words =
       `${tau}: ${percent(point.escalated)} to S2, ${point.seconds.toFixed(2)} s a video, ${wrong}. ` +
       `S1 alone errs on ${point.wrong} of ${point.alone}.`;

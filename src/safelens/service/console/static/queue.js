@@ -26,7 +26,7 @@ form.addEventListener("input", event => {
 form.addEventListener("submit", event => {
   event.preventDefault();
   clearTimeout(pause);
-  apply();
+  apply().then(() => links()[0]?.focus());
 });
 
 function move(step) {
