@@ -72,7 +72,9 @@ def test_signing_in_and_out(served):
         assert http.get("/console/queue").status_code == 303
         assert http.get("/console/queue", headers={"Cookie": f"{COOKIE}={old}x"}).status_code == 303
     with served.http("moderator") as api:
-        acts = [entry["action"] for entry in api.get("/v1/audit", params={"limit": 2}).json()["entries"]]
+        acts = [
+            entry["action"] for entry in api.get("/v1/audit", params={"limit": 2}).json()["entries"]
+        ]
         assert acts == ["console.sign_out", "console.sign_in"]
 
 
@@ -156,7 +158,9 @@ def test_no_page_loads_or_runs_what_is_not_the_console_s(served, http, job):
         assert answer.headers["cache-control"] == "no-store"
         assert not re.search(r"<script(?![^>]* src=\"/console/)", answer.text)
         assert not re.search(r"\s(style|on\w+)=", answer.text)
-        assert "//" not in re.sub(r'xmlns="[^"]*"', "", " ".join(re.findall(r'(?:src|href)="[^"]*"', answer.text)))
+        assert "//" not in re.sub(
+            r'xmlns="[^"]*"', "", " ".join(re.findall(r'(?:src|href)="[^"]*"', answer.text))
+        )
 
 
 def test_media_by_ranges(http, job, sample):
@@ -171,7 +175,9 @@ def test_the_queue_is_ordered_by_risk_and_uncertainty(served, http, sample):
     scores = {"sure": 0.02, "unsure": 0.45, "worst": 0.99}
     with served.http() as client:
         for name, score in scores.items():
-            client.post("/v1/jobs", params={"name": f"order-{name}"}, content=sample + name.encode())
+            client.post(
+                "/v1/jobs", params={"name": f"order-{name}"}, content=sample + name.encode()
+            )
             moderate_all(served, flagged=score > 0.5, score=score)
     page = http.get("/console/queue", params={"search": "order-"}).text
     assert re.findall(r">order-(\w+)", page) == ["worst", "unsure", "sure"]

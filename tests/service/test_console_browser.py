@@ -190,7 +190,9 @@ def test_media_is_covered_until_asked_for(opened):
     assert set(page.evaluate(filters)) == {"none"}
     page.locator(".sheet button").nth(2).click()
     page.wait_for_function("() => document.getElementById('video').currentTime > 1")
-    page.wait_for_function("() => Number(document.querySelector('.lane .head').getAttribute('x1')) > 10")
+    page.wait_for_function(
+        "() => Number(document.querySelector('.lane .head').getAttribute('x1')) > 10"
+    )
     page.reload()
     assert all("blur" in one for one in page.evaluate(filters))
 
@@ -225,7 +227,9 @@ def test_another_site_decides_nothing(opened, console):
     target = page.evaluate("document.getElementById('decision').action")
     evil = f"""<form method=post action="{target}"><input name=kind value=escalate></form>
         <script>document.forms[0].submit()</script>"""
-    page.context.route("http://evil.test/*", lambda r: r.fulfill(body=evil, content_type="text/html"))
+    page.context.route(
+        "http://evil.test/*", lambda r: r.fulfill(body=evil, content_type="text/html")
+    )
     before = decisions(console, "real-film")
     other = page.context.new_page()
     with other.expect_response("**/decision*") as answer:

@@ -142,7 +142,9 @@ async def _on_unstorable(request: Request, _error: Exception) -> Response:
 
 async def _on_failure(request: Request, error: Exception) -> Response:
     log.error("request failed", exc_info=error)
-    return _answer(request, Problem("internal", "the service failed; its log says why. Try again later"))
+    return _answer(
+        request, Problem("internal", "the service failed; its log says why. Try again later")
+    )
 
 
 def main() -> None:

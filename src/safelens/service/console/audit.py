@@ -13,7 +13,7 @@ from safelens.service.console.access import SignedIn
 from safelens.service.console.page import page
 from safelens.service.console.session import PATH
 from safelens.service.context import Here
-from safelens.service.tables import ApiKey, BundleVersion
+from safelens.service.tables import ApiKey, BundleVersion, Job
 
 router = APIRouter(prefix=PATH, include_in_schema=False)
 
@@ -36,6 +36,11 @@ def audit(
     )
     with here.database.reading() as session:
         names = {key: name for key, name in session.execute(select(ApiKey.id, ApiKey.name))}
+        subjects = [entry.subject for entry in found.entries]
+        videos = {
+            job: name
+            for job, name in session.execute(select(Job.id, Job.name).where(Job.id.in_(subjects)))
+        }
         knows = list(session.scalars(select(BundleVersion.knows).distinct()))
     return page(
         request,
@@ -44,6 +49,7 @@ def audit(
         entries=found.entries,
         following=found.next,
         names=names,
+        videos=videos,
         subject=subject,
         actor=actor,
         action=action,

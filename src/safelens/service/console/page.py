@@ -57,6 +57,7 @@ def _templates() -> Environment:
         "iso": words.iso,
         "percent": words.percent,
         "bytes": words.size,
+        "plainly": words.plainly,
     }
     environment.globals |= {"words": words, "in_words": in_words}
     return environment

@@ -52,7 +52,11 @@ class QueueFilters(Filters):
         usual = type(self)().model_dump(mode="json")
         return urlencode(
             {
-                key: "" if value is None else str(value).lower() if value in (True, False) else value
+                key: ""
+                if value is None
+                else str(value).lower()
+                if value in (True, False)
+                else value
                 for key, value in values.items()
                 if value != usual.get(key)
             }

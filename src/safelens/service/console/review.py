@@ -82,7 +82,9 @@ async def decide_here(
             note=fields.get("note", [""])[0].strip() or None,
         )
     except ValidationError as error:
-        raise Problem("invalid", "expected confirm, overturn or escalate, and a short note") from error
+        raise Problem(
+            "invalid", "expected confirm, overturn or escalate, and a short note"
+        ) from error
     return await run_in_threadpool(_decided, here, visitor, job_id, asked, filters)
 
 

@@ -52,9 +52,7 @@ async def sign_in(request: Request, here: Here) -> Response:
             if caller is None
             else f"This key's role is {caller.role}; the console needs moderator or admin."
         )
-        return page(
-            request, "sign_in", None, status=403, token=before.token, to=to, wrong=wrong
-        )
+        return page(request, "sign_in", None, status=403, token=before.token, to=to, wrong=wrong)
     await run_in_threadpool(_note, here, caller, "console.sign_in")
     answer = RedirectResponse(to if _own(to) else _HOME, 303)
     here.sessions.keep(Session(caller.id), request, answer)

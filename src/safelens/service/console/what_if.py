@@ -95,7 +95,9 @@ def what_if(session: Session) -> WhatIf:
             "every figure."
         )
     elif not first:
-        reason = "S1 decided none of the judged videos alone, so no tau can be compared with another."
+        reason = (
+            "S1 decided none of the judged videos alone, so no tau can be compared with another."
+        )
     elif not second:
         reason = "S2 decided none of the judged videos, so what it costs and how often it errs is unknown."
     tau, taus = _taus(session, now)

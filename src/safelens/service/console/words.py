@@ -68,5 +68,16 @@ def size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
 
 
+def plainly(value: object) -> str:
+    """Plain data in a line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plainly(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(plainly, value)) or "none"
+    if value is None or isinstance(value, bool):
+        return {True: "yes", False: "no", None: "none"}[value]
+    return str(value)
+
+
 def _time(at: datetime | float) -> datetime:
     return at if isinstance(at, datetime) else datetime.fromtimestamp(at, UTC)
