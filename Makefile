@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint paper clean
+.PHONY: setup demo serve-demo test lint paper clean
 
 setup: $(VENV)/.done
 
@@ -17,6 +17,9 @@ $(VENV)/.done: pyproject.toml
 demo: setup
 	$(BIN)/safelens moderate samples/*.mp4 --report out/demo.html
 	@echo "Report: out/demo.html"
+
+serve-demo: setup
+	$(BIN)/python -m recipes.serve_demo
 
 test: lint
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile

@@ -295,7 +295,7 @@ def test_screenshots(chromium, request, tmp_path):
             page.keyboard.press("ArrowRight")
         _picture(page, Path(folder) / "console-dashboard.webp")
     finally:
-        demo.send_signal(2)
+        demo.terminate()
         demo.wait(timeout=60)
 
 

@@ -83,7 +83,8 @@ def list_jobs(session: Session, caller: Caller, filters: Filters) -> JobList:
     page = rows[: filters.limit]
     following = None
     if len(rows) > len(page):
-        following = position(*page[-1][:2], filters.order)
+        last, verdict = page[-1][:2]
+        following = position(last, verdict, filters.order)
     return JobList(jobs=[summary(*row) for row in page], next=following)
 
 
