@@ -131,7 +131,7 @@ def test_from_the_queue_to_a_decision_by_keyboard(opened, console):
     page.keyboard.press("/")
     page.keyboard.type("twin")
     page.wait_for_function("() => document.querySelectorAll('#results tbody tr').length === 1")
-    assert "1 video" in page.inner_text("#status")
+    assert "1 video" in page.text_content("#said")
     page.keyboard.press("Enter")
     page.wait_for_selector("#results a:focus")
     page.keyboard.press("Enter")

@@ -4,15 +4,15 @@ const keys = document.getElementById("keys");
 const on = document.getElementById("keys-on");
 const status = document.getElementById("status");
 
-/** Say something in the live region. */
+/** Say something to who cannot see it. */
 export function say(text) {
-  status.textContent = text;
+  document.getElementById("said").textContent = text;
 }
 
 /** Let keys act, unless a person types or has switched them off. `actions`: key to function. */
 export function shortcuts(actions) {
   document.addEventListener("keydown", event => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+    if (event.repeat || event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
     const typing = event.target.closest("textarea, select, input:not([type=checkbox])");
     if (typing || keys?.open || localStorage.getItem("shortcuts") === "off") return;
     const button = document.querySelector(`[data-key="${CSS.escape(event.key.toLowerCase())}"]`);
