@@ -27,6 +27,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import PreTrainedModel
 
 from safelens.families import family_of, refusal
+from safelens.vlm_attention import group_heads
 from safelens.vlm_cache import Context, Prefilled
 from safelens.vlm_cost import Spent, adapter_flops, head_flops
 from safelens.vlm_inputs import ChatLayout, EncodedVideo, VideoRows, render_chat
@@ -65,6 +66,7 @@ class VisionLanguageModel:
         self, model: PreTrainedModel, processor: Any, *, frame_pixels: int = 448 * 448
     ) -> None:
         self.family = family_of(model, processor)
+        group_heads(model)
         self.model: Any = model.eval()
         self.processor = processor
         self.tokenizer = processor.tokenizer
