@@ -209,7 +209,7 @@ def test_a_model_that_fails_on_one_clip_hits_only_that_clip(routed, videos, monk
     if stage == "embed":
         target, name, at = lens.screener.vlm, "encode_videos", lambda a: a[0]
     elif stage == "caption":
-        target, name, at = lens.captioner, "caption", lambda a: [a[0]]
+        target, name, at = lens.captioner, "describe", lambda a: [c.frames for c in a[0]]
     else:
         target, name, at = lens.deliberator, "program", None
     original = getattr(target, name)

@@ -20,7 +20,7 @@ from safelens.policy import Policy
 from safelens.remote_batch import RemoteBatch
 from safelens.remote_deliberate import Remote, RemoteDeliberator
 from safelens.thresholds import Thresholds
-from safelens.verdict import Caption, Evidence, Provenance, Verdict
+from safelens.verdict import Evidence, Provenance, Verdict
 from safelens.video import Clip, ClipOptions, VideoError, VideoReader
 from safelens.vlm_cost import Spent
 
@@ -302,25 +302,15 @@ class SafeLens:
             return RemoteBatch(self.remote)
         return self.deliberator.decoding()
 
-    def begin(self, case: Case, under_way: UnderWay) -> None:
-        """Describe a video's frames and hand it to S2; what fails becomes the verdict."""
-        try:
-            watching = Spent()
-            case.captions = self._captions(case.video, case.clip, watching)
-            scores = case.screened.scores
-            if isinstance(under_way, RemoteBatch):
-                case.spent = [case.screened.spent, watching]
-                case.video.timing["deliberate"] = 0.0
-                under_way.admit(case, case.clip, case.captions, scores)
-                return
-            began = time.perf_counter()
-            context, spent = self._context(case)
-            case.spent = [*spent, watching]
-            case.video.timing["deliberate"] = time.perf_counter() - began
-            program = self.deliberator.program(case.captions, scores, context.spent)
-            under_way.admit(case, context, program)
-        except Exception as error:
-            case.verdict = self._outcome.model_error(case.video, error)
+    def begin(self, cases: Sequence[Case], under_way: UnderWay) -> None:
+        """Describe the frames of some videos and hand them to S2; what fails becomes the verdict."""
+        self._watch(cases)
+        for case in cases:
+            if case.verdict is None:
+                try:
+                    self._admit(case, under_way)
+                except Exception as error:
+                    case.verdict = self._outcome.model_error(case.video, error)
 
     def conclude(self, ended: Finished[Case, Deliberated]) -> None:
         """Make the verdict of a video that S2 is done with.
@@ -377,13 +367,39 @@ class SafeLens:
         context = self.deliberator.read_video(case.clip)
         return context, [s1.spent, context.spent]
 
-    def _captions(self, video: Decoded, clip: Clip, spent: Spent) -> tuple[Caption, ...]:
+    def _watch(self, cases: Sequence[Case]) -> None:
+        """Give videos their captions. Where several together fail, each is tried alone."""
         if self.captioner is None:
-            return ()
+            return
         began = time.perf_counter()
-        [captions] = self.captioner.describe([clip], spent=spent)
-        video.timing["caption"] = time.perf_counter() - began
-        return captions
+        meters = [Spent() for _ in cases]
+        try:
+            found = self.captioner.describe([case.clip for case in cases], spent=meters)
+        except Exception as error:
+            if len(cases) == 1:
+                cases[0].verdict = self._outcome.model_error(cases[0].video, error)
+            else:
+                for case in cases:
+                    self._watch([case])
+            return
+        for case, captions, spent in zip(cases, found, meters, strict=True):
+            case.captions, case.spent = captions, [spent]
+            case.video.timing["caption"] = (time.perf_counter() - began) / len(cases)
+
+    def _admit(self, case: Case, under_way: UnderWay) -> None:
+        """Hand a video and its captions to S2."""
+        scores = case.screened.scores
+        if isinstance(under_way, RemoteBatch):
+            case.spent = [case.screened.spent, *case.spent]
+            case.video.timing["deliberate"] = 0.0
+            under_way.admit(case, case.clip, case.captions, scores)
+            return
+        began = time.perf_counter()
+        context, spent = self._context(case)
+        case.spent = [*spent, *case.spent]
+        case.video.timing["deliberate"] = time.perf_counter() - began
+        program = self.deliberator.program(case.captions, scores, context.spent)
+        under_way.admit(case, context, program)
 
     def _evidence(
         self, video: Decoded, clip: Clip, s1: Screened, decision: Decision

@@ -111,7 +111,8 @@ class Pipeline:
         """Whatever the models can do now; False where all depends on videos that are still being decoded."""
         under_way = self._deliberations
         if self._unsure and under_way.free:
-            self._cascade.begin(self._unsure.popleft(), under_way)
+            count = min(under_way.free, len(self._unsure))
+            self._cascade.begin([self._unsure.popleft() for _ in range(count)], under_way)
         elif (not len(under_way) or under_way.free) and (batch := self._decoded()):
             self._screen(batch)
         elif len(under_way):

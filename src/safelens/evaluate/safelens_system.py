@@ -180,7 +180,7 @@ def _deliberate(lens: SafeLens, clip: Clip, s1: Screened, seconds: dict[str, flo
     others = [Spent()]
     if lens.captioner is not None:
         began = time.perf_counter()
-        [captions] = lens.captioner.describe([clip], spent=others[0])
+        [captions] = lens.captioner.describe([clip], spent=others)
         seconds["caption"] = time.perf_counter() - began
     began = time.perf_counter()
     if lens.deliberator.vlm is lens.screener.vlm:
