@@ -6,10 +6,12 @@ a Verdict that says so; nothing that failed is ever safe.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Literal
 
 from safelens import __version__
@@ -45,7 +47,7 @@ class Moderation:
 
 
 class SafeLens:
-    """The whole system for one policy. Use as a context manager: it owns a decoding process.
+    """The whole system for one policy. Use as a context manager: it owns decoding processes.
 
     Args:
         screener: S1.
@@ -55,6 +57,7 @@ class SafeLens:
         provenance: stands in every verdict.
         clip: sampling of frames.
         outside_domain: what happens to a clip that the domain guard does not know.
+        decoders: processes that decode, each a video at a time; one for every four cores by default.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class SafeLens:
         provenance: Provenance,
         clip: ClipSettings,
         outside_domain: Literal["escalate", "refuse"] = "escalate",
+        decoders: int | None = None,
     ) -> None:
         self.screener = screener
         self._s2 = deliberator
@@ -76,7 +80,12 @@ class SafeLens:
         self.outside_domain = outside_domain
         self.policy = screener.policy
         self._outcome = Outcome(screener.policy, provenance)
-        self._reader = VideoReader(ClipOptions(**clip.model_dump()))
+        options = ClipOptions(**clip.model_dump())
+        self.decoders = decoders or max(1, (os.cpu_count() or 1) // 4)
+        self._readers = [VideoReader(options) for _ in range(self.decoders)]
+        self._idle: SimpleQueue[VideoReader] = SimpleQueue()
+        for reader in self._readers:
+            self._idle.put(reader)
 
     # -- construction -----------------------------------------------------------------------------
 
@@ -217,8 +226,9 @@ class SafeLens:
         self.close()
 
     def close(self) -> None:
-        """End the decoding process, and connections to a server."""
-        self._reader.close()
+        """End the decoding processes, and connections to a server."""
+        for reader in self._readers:
+            reader.close()
         if self.remote is not None:
             self.remote.close()
 
@@ -246,7 +256,7 @@ class SafeLens:
         """Moderate videos in order; memory stays bounded however many there are.
 
         While the model works, the next videos are decoded; see :class:`Pipeline`. Closing the iterator early
-        waits for the file that is being decoded, and starts no other.
+        waits for the files that are being decoded, and starts no other.
         """
         for case in Pipeline(self, paths).run():
             assert case.verdict is not None
@@ -255,17 +265,20 @@ class SafeLens:
     # -- the stages, as the pipeline calls them -----------------------------------------------------
 
     def decode(self, path: str) -> Decoded:
-        """Sample a video's frames; a file that gives none becomes an error."""
+        """Sample a video's frames; a file that gives none becomes an error. Threads may call it together."""
+        reader = self._idle.get()
         began = time.perf_counter()
         clip: Clip | None = None
         error: VideoError | None = None
         try:
-            clip = self._reader.read(path)
+            clip = reader.read(path)
         except VideoError as failure:
             error = failure
         except Exception as failure:
             message = f"{path}: the video could not be read ({failure or type(failure).__name__})"
             error = VideoError("unreadable", message)
+        finally:
+            self._idle.put(reader)
         return Decoded(path, {"decode": time.perf_counter() - began}, clip, error)
 
     def unreadable(self, video: Decoded) -> Verdict:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,12 +90,14 @@ class Pipeline:
 
     def run(self) -> Iterator[Case]:
         """Videos with their verdicts, in order; a slow one holds up those behind it, and none before it."""
-        reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="safelens-decode")
+        readers = ThreadPoolExecutor(
+            max_workers=self._cascade.decoders, thread_name_prefix="safelens-decode"
+        )
         try:
             while True:
                 room = min(UNDER_WAY - len(self._order), AHEAD - len(self._unread))
                 for path in itertools.islice(self._paths, max(0, room)):
-                    case = Case(reader.submit(self._cascade.decode, str(path)))
+                    case = Case(readers.submit(self._cascade.decode, str(path)))
                     self._order.append(case)
                     self._unread.append(case)
                 if not self._order:
@@ -103,9 +105,9 @@ class Pipeline:
                 if self._order[0].verdict is not None:
                     yield self._order.popleft()
                 elif not self._work():
-                    self._unread[0].decoding.result()
+                    wait([case.decoding for case in self._unread], return_when=FIRST_COMPLETED)
         finally:
-            reader.shutdown(wait=True, cancel_futures=True)
+            readers.shutdown(wait=True, cancel_futures=True)
 
     def _work(self) -> bool:
         """Whatever the models can do now; False where all depends on videos that are still being decoded."""
