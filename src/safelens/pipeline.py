@@ -4,6 +4,7 @@ Knows order, batches and bounds. What a stage does, and what is decided, is the 
 
 S1 and S2 share one model, so only one of them runs at a time. S2 is bound by reading the weights, once for
 all videos that it is writing about: so as long as it has room for more, and videos are waiting, S1 goes first.
+Where S2 is on a server, S1 always does.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class Pipeline:
         if self._unsure and under_way.free:
             count = min(under_way.free, len(self._unsure))
             self._cascade.begin([self._unsure.popleft() for _ in range(count)], under_way)
-        elif (not len(under_way) or under_way.free) and (batch := self._decoded()):
+        elif self._may_screen() and (batch := self._decoded()):
             self._screen(batch)
         elif len(under_way):
             for ended in under_way.step():
@@ -123,6 +124,10 @@ class Pipeline:
         else:
             return False
         return True
+
+    def _may_screen(self) -> bool:
+        under_way = self._deliberations
+        return not under_way.here or not len(under_way) or under_way.free > 0
 
     def _decoded(self) -> list[Case]:
         """The oldest video that is decoded, and others that are most like it in length."""
