@@ -75,6 +75,9 @@ def written(report: Mapping[str, Any]) -> str:
         "",
         "## Figures 3 and 7: cost per video",
         "",
+        "Videos are asked about one at a time. Seconds depend on what else ran on the machine meanwhile (here a second "
+        "training, each on one core), operations do not.",
+        "",
         *_costs(report),
         "",
         "## Figure 4: the cascade over tau",
