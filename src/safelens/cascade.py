@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from safelens.captioner import Captioner
     from safelens.deliberate import Deliberated, Deliberator
     from safelens.domain import DomainGuard
-    from safelens.screen import Layout, ProbeReader, Screened, Screener
+    from safelens.reading import Layout
+    from safelens.screen import ProbeReader, Screened, Screener
     from safelens.vlm import VisionLanguageModel
     from safelens.vlm_cache import Context
     from safelens.vlm_decoding import Decoding, Finished

@@ -71,12 +71,26 @@ class Response:
 
 def policy_prompt(policy: Policy) -> str:
     """The system message: what to do, then every category with its core value and rules."""
-    blocks = [_INTRO]
-    for number, category in enumerate(policy.categories, start=1):
-        lines = [f"{number}. {category.name}", f"Core Value: {category.core_value}"]
-        lines += [f"[{rule.kind.upper()}] {rule.text}" for rule in category.rules]
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
+    numbered = (
+        f"{number}. {_category_text(category)}"
+        for number, category in enumerate(policy.categories, start=1)
+    )
+    return "\n\n".join([_INTRO, *numbered])
+
+
+def policy_intro() -> str:
+    """What comes before the categories where each is read alone."""
+    return f"{_INTRO}\n\n"
+
+
+def category_block(category: Category) -> str:
+    """A category as it is read alone: between anchors, without a number, since no place is its own."""
+    return f"<policy>\n{_category_text(category)}\n</policy>\n"
+
+
+def _category_text(category: Category) -> str:
+    lines = [category.name, f"Core Value: {category.core_value}"]
+    return "\n".join([*lines, *(f"[{rule.kind.upper()}] {rule.text}" for rule in category.rules)])
 
 
 def question(policy: Policy) -> str:
@@ -85,6 +99,14 @@ def question(policy: Policy) -> str:
     return (
         "Which categories of the policy does the video violate? "
         f"{_MOST_RELEVANT}\nGUARDRAIL: {{{names}}}"
+    )
+
+
+def open_question() -> str:
+    """The question where categories are read alone: it names none, so none comes first or last in it."""
+    return (
+        "Which categories of the policy does the video violate? "
+        f'{_MOST_RELEVANT}\nGUARDRAIL: {{"category": bool, ...}}'
     )
 
 
