@@ -20,7 +20,7 @@ from safelens.policy import Policy
 from safelens.remote_batch import RemoteBatch
 from safelens.remote_deliberate import Remote, RemoteDeliberator
 from safelens.thresholds import Thresholds
-from safelens.verdict import Caption, Evidence, Provenance, Verdict
+from safelens.verdict import Caption, Evidence, Provenance, Region, Verdict
 from safelens.video import Clip, ClipOptions, VideoError, VideoReader
 from safelens.vlm_cost import Spent
 
@@ -354,7 +354,14 @@ class SafeLens:
         flags = {c.id: c.id == s1.label for c in self.policy.categories}
         decision = Decision("screen", flags, s1.scores)
         evidence = self._evidence(video, clip, s1, decision)
-        return self._outcome.decided(video, s1, decision, evidence=evidence, spent=[s1.spent])
+        return self._outcome.decided(
+            video,
+            s1,
+            decision,
+            evidence=evidence,
+            regions=self._regions(clip, s1, decision),
+            spent=[s1.spent],
+        )
 
     def _verdict_of_s2(self, case: Case, s2: Deliberated) -> Verdict:
         """Algorithm 2, line 12 on."""
@@ -365,6 +372,7 @@ class SafeLens:
             case.screened,
             decision,
             evidence=evidence,
+            regions=self._regions(case.clip, case.screened, decision),
             spent=case.spent if s2.spent is None else [*case.spent, s2.spent],
             captions=case.captions,
             s2=s2,
@@ -395,6 +403,9 @@ class SafeLens:
         found = [e for name in decision.flagged for e in self.screener.evidence(s1, clip, name)]
         video.timing["evidence"] = time.perf_counter() - began
         return found
+
+    def _regions(self, clip: Clip, s1: Screened, decision: Decision) -> list[Region]:
+        return [r for name in decision.flagged for r in self.screener.regions(s1, clip, name)]
 
 
 def _reader_and_guard(

@@ -263,7 +263,7 @@ class Section:
 
         if self.clip is None or len(self.clip.frames) == 0:
             return None
-        return data_url(contact_sheet(self.clip, self.v.evidence))
+        return data_url(contact_sheet(self.clip, self.v.evidence, self.v.regions))
 
     @property
     def sheet_in_words(self) -> str:
@@ -276,6 +276,11 @@ class Section:
         text = f"{len(times)} frames at " + ", ".join(f"{t:.1f}" for t in times) + " seconds"
         if marked.any():
             text += "; evidence at " + ", ".join(f"{t:.1f}" for t in times[marked]) + " seconds"
+        if self.v.regions:
+            seen = (
+                f"{r.category} at {r.start_s:.1f} to {r.end_s:.1f} seconds" for r in self.v.regions
+            )
+            text += "; boxes where the policy looked most: " + ", ".join(seen)
         return text
 
     @property

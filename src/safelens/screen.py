@@ -20,7 +20,8 @@ from safelens.domain_features import domain_features
 from safelens.policy import Policy
 from safelens.probe import RollingAttentionProbe
 from safelens.reading import Layout, Prompt, SequentialPrompt
-from safelens.verdict import Evidence
+from safelens.safewatch.regions import regions_of
+from safelens.verdict import Evidence, Region
 from safelens.video import Clip
 from safelens.vlm import VisionLanguageModel
 from safelens.vlm_cache import Context, Prefilled
@@ -243,6 +244,23 @@ class Screener:
         column = self.policy.labels.index(category)
         return stretches([row[column] for row in screened.steps], clip.timestamps, category)
 
+    def regions(self, screened: Screened, clip: Clip, category: str) -> list[Region]:
+        """Where in the frames a category looked most; empty where its relevance was not measured.
+
+        Args:
+            screened: what :meth:`screen` gave for the clip.
+            clip: gives the timestamps.
+            category: a category id.
+        """
+        prefilled, merge = screened.prefilled, self.vlm.family.merge
+        if prefilled.relevance is None:
+            return []
+        steps, height, width = prefilled.grid(screened.row)
+        row = [c.id for c in self.prompt.policy.categories].index(category)
+        found = prefilled.relevance[screened.row][row]
+        maps = found.view(steps, height // merge, width // merge).cpu().numpy()
+        return regions_of(maps, step_edges(clip.timestamps, steps), category)
+
     def _steps(self, screened: Screened) -> list[list[float]]:
         """Class probabilities of each temporal step, shape (steps, C).
 
@@ -255,6 +273,17 @@ class Screener:
         ]
 
 
+def step_edges(timestamps: np.ndarray, steps: int) -> list[float]:
+    """Where each of some temporal steps begins, and where the last one ends, in seconds.
+
+    Args:
+        timestamps: of the frames, (T,) seconds; steps share them evenly.
+        steps: how many.
+    """
+    per = -(-len(timestamps) // steps)
+    return [float(t) for t in timestamps[::per]] + [float(timestamps[-1])]
+
+
 def stretches(scores: Sequence[float], timestamps: np.ndarray, category: str) -> list[Evidence]:
     """Join neighbouring steps that score at least half of the best into stretches of time.
 
@@ -263,8 +292,7 @@ def stretches(scores: Sequence[float], timestamps: np.ndarray, category: str) ->
         timestamps: of the frames, (T,) seconds; steps share them evenly.
         category: a category id.
     """
-    per = -(-len(timestamps) // len(scores))
-    edges = [float(t) for t in timestamps[::per]] + [float(timestamps[-1])]
+    edges = step_edges(timestamps, len(scores))
     bound = max(scores) / 2
     found: list[Evidence] = []
     for k, score in enumerate(scores):
