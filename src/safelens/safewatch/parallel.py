@@ -62,7 +62,8 @@ class ParallelPrompt:
         layout: Layout = "policy_first",
         keep: float | None = None,
     ) -> None:
-        self.vlm, self.policy, self.keep = blocks.vlm, policy.by_name(), keep
+        self.blocks, self.vlm = blocks, blocks.vlm
+        self.policy, self.keep = policy.by_name(), keep
         self._layer = blocks.layer
         texts = [prompts.category_block(category) for category in self.policy.categories]
         intro, question = prompts.policy_intro() + _BLOCKS, prompts.open_question()
