@@ -293,6 +293,13 @@ class Section:
     @property
     def route(self) -> str:
         """Why the video went the way it went."""
+        from safelens.verdict import LABELS_READ
+
+        labels = self.v.provenance.screen_reader == "labels" and self.v.decided_by is not None
+        return self._way + (f" {LABELS_READ}" if labels else "")
+
+    @property
+    def _way(self) -> str:
         tau, taus = self.v.provenance.tau, self.v.provenance.taus or {}
         if self.v.decided_by == "screen":
             tau = taus.get(self.v.label or "", tau)

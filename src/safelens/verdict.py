@@ -137,6 +137,13 @@ class RemoteModel(_Part):
     scores: Literal["logprobs", "stated"]
 
 
+LABELS_READ = (
+    "The bundle's probe does not know this policy, so S1 scores the label answers, for which neither "
+    "temperature nor tau was calibrated."
+)
+"""What `Provenance.screen_reader` "labels" means, for a reader."""
+
+
 class Provenance(_Part):
     """What the verdict depends on: versions and SHA-256 digests.
 
@@ -152,8 +159,8 @@ class Provenance(_Part):
         policy_encoding: "parallel" where each category was read alone; None, left out in JSON, where the policy
             was read as one text.
         prune_keep: Share of the video's tokens that stayed in the cache; None, left out in JSON, where all did.
-        screen_reader: "labels" where the policy's classes are not those of the bundle's probe, so that S1 scored
-            the label answers, which tau was not calibrated for; None, left out in JSON, otherwise.
+        screen_reader: "labels" where the bundle was not made for the policy's classes or their encoding (see
+            `LABELS_READ`); None, left out in JSON, otherwise.
         keyframe_shift_s: How far a keyframe could lie from a time of the sampling rule and stand in for it,
             seconds; None where every frame was decoded exactly.
         knows: What the bundle is limited to, in words for a reader, or None.

@@ -340,5 +340,6 @@ def _cache_of(layers: Iterable[Sequence[torch.Tensor]]) -> Cache:
             found[-1].update_conv_state(states[0])
         else:
             found.append(DynamicLayer())
-            found[-1].update(*states)
+            found[-1].lazy_initialization(*states)
+            found[-1].keys, found[-1].values = states  # `update` would copy them
     return Cache(layers=found)

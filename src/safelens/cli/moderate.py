@@ -195,11 +195,15 @@ def moderate(
                     keyframes,
                     device,
                     remote,
-                    policy_encoding=policy_encoding and policy_encoding.value,
+                    policy_encoding=None if policy_encoding is None else policy_encoding.value,
                     prune=prune,
                     policy_cache=policy_cache,
                 )
             )
+            if lens.provenance.screen_reader == "labels":
+                from safelens.verdict import LABELS_READ
+
+                typer.echo(f"note: {LABELS_READ}", err=True)
             run = Run(files, log, as_json)
             if log is not None:
                 log.check(lens.provenance)

@@ -27,6 +27,8 @@ from safelens.vlm_cache import Context
 
 _HELD = 256
 """Most blocks in memory; the one that was asked for longest ago is forgotten first."""
+_TRUNKS = 8
+"""Most trunks in memory."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class PolicyBlocks:
                 self._trunks[trunk] = self.vlm.prefill_text(trunk)
             found = [self._block(trunk, text) for text in texts]
             context = self._trunks[trunk].fork()
-            _forget(self._trunks, 8)
+            _forget(self._trunks, _TRUNKS)
             _forget(self._blocks, _HELD)
         return context, found
 
