@@ -431,13 +431,6 @@ def test_a_policy_of_ones_own(bundle_dir, tmp_path, policy):
     (tmp_path / "own.yaml").write_text(own.replace(policy.version, policy.version))
     with SafeLens.load(bundle_dir, policy=tmp_path / "own.yaml", device="cpu") as lens:
         assert lens.policy == Policy.load(tmp_path / "own.yaml")
-    fewer = policy.to_dict()
-    fewer["categories"] = fewer["categories"][::-1]
-    import yaml
-
-    (tmp_path / "other.yaml").write_text(yaml.safe_dump(fewer))
-    with pytest.raises(BundleError, match="does not match the probe"):
-        SafeLens.load(bundle_dir, policy=tmp_path / "other.yaml", device="cpu")
 
 
 def test_parts_of_another_model_are_refused(bundle_dir, tmp_path, small_vlm):

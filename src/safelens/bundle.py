@@ -116,6 +116,15 @@ class DeliberateSettings(_Settings):
     """Budget for one caption."""
 
 
+class PruneSettings(_Settings):
+    """How a video's cache is thinned; see :mod:`safelens.safewatch.relevance`."""
+
+    keep: float = Field(gt=0, le=1)
+    """Share of the video's tokens that stay."""
+    layer: int | None = Field(default=None, ge=0)
+    """At which relevance is measured; None for the middle one."""
+
+
 class BundleSettings(_Settings):
     """What ``bundle.yaml`` holds."""
 
@@ -125,6 +134,10 @@ class BundleSettings(_Settings):
     knows: str | None = None
     """What the bundle is limited to, printed with every verdict; None for no special limit."""
     layout: Literal["policy_first", "video_first"] = "policy_first"
+    policy_encoding: Literal["sequential", "parallel"] = "sequential"
+    """The policy as one text, or each category read alone."""
+    prune: PruneSettings | None = None
+    """None keeps all of the video's tokens; only for a parallel policy."""
     policy: Part = "policy.yaml"
     tau: Tau = 0.9
     """Confidence at or above which S1's answer stands; above 1, all goes to S2."""
@@ -139,6 +152,12 @@ class BundleSettings(_Settings):
     deliberate: DeliberateSettings
     files: dict[str, str]
     """SHA-256 of every other file."""
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        if self.prune is not None and self.policy_encoding != "parallel":
+            raise ValueError("prune is only for policy_encoding: parallel")
+        return self
 
     @property
     def thresholds(self) -> Thresholds:

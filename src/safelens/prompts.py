@@ -76,12 +76,25 @@ def policy_prompt(policy: Policy) -> str:
     """The system message: what to do, then every category with its core value and rules; for many, the answer's form."""
     blocks = [_INTRO]
     for number, category in enumerate(policy.categories, start=1):
-        lines = [f"{number}. {category.name}", f"Core Value: {category.core_value}"]
-        lines += [f"[{rule.kind.upper()}] {rule.text}" for rule in category.rules]
-        blocks.append("\n".join(lines))
+        blocks.append(f"{number}. {_category_text(category)}")
     if len(policy.categories) > _FORM_AFTER_VIDEO:
         blocks.append(_form(policy))
     return "\n\n".join(blocks)
+
+
+def policy_intro() -> str:
+    """What comes before the categories where each is read alone."""
+    return f"{_INTRO}\n\n"
+
+
+def category_block(category: Category) -> str:
+    """A category as it is read alone: between anchors, without a number, since no place is its own."""
+    return f"<policy>\n{_category_text(category)}\n</policy>\n"
+
+
+def _category_text(category: Category) -> str:
+    lines = [category.name, f"Core Value: {category.core_value}"]
+    return "\n".join([*lines, *(f"[{rule.kind.upper()}] {rule.text}" for rule in category.rules)])
 
 
 def question(policy: Policy) -> str:
@@ -95,6 +108,14 @@ def question(policy: Policy) -> str:
 def _form(policy: Policy) -> str:
     names = ", ".join(f"{_quoted(c.name)}: bool" for c in policy.categories)
     return f"GUARDRAIL: {{{names}}}"
+
+
+def open_question() -> str:
+    """The question where categories are read alone: it names none, so none comes first or last in it."""
+    return (
+        "Which categories of the policy does the video violate? "
+        f'{_MOST_RELEVANT}\nGUARDRAIL: {{"category": bool, ...}}'
+    )
 
 
 def screening_suffix() -> str:

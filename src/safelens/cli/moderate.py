@@ -11,13 +11,13 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from safelens.cli._interrupt import Interrupt
 from safelens.cli._log import VerdictLog, log_key
-from safelens.cli._options import FAILED, INTERRUPTED, LayoutName, fail
+from safelens.cli._options import FAILED, INTERRUPTED, EncodingName, LayoutName, fail
 from safelens.cli._paths import UsageError, expand
 from safelens.cli._progress import progress
 from safelens.cli._remote import (
@@ -62,7 +62,12 @@ def moderate(
         typer.Option(help="Name, directory or hub id of a bundle.", show_default="tiny"),
     ] = None,
     policy: Annotated[
-        str | None, typer.Option(help="Policy file or name.", show_default="the bundle's")
+        str | None,
+        typer.Option(
+            help="Policy file or name. Where its categories are not those that the bundle's probe "
+            "knows, S1 scores the answer for each in one forward pass.",
+            show_default="the bundle's",
+        ),
     ] = None,
     tau: Annotated[
         float | None,
@@ -86,6 +91,34 @@ def moderate(
     layout: Annotated[
         LayoutName | None,
         typer.Option(help="With --model: order of the prompt.", show_default="policy_first"),
+    ] = None,
+    policy_encoding: Annotated[
+        EncodingName | None,
+        typer.Option(
+            help="sequential: the policy is one text. parallel: each category is read alone, so that their "
+            "order has no effect, and a new category costs reading that one. In another encoding than its own "
+            "a bundle's probe is not used.",
+            show_default="the bundle's, or sequential",
+        ),
+    ] = None,
+    prune: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            min=0.0,
+            max=1.0,
+            help="Keep this share of a video's tokens, those that the policy looks at most, such as 0.1; "
+            "with a parallel policy. The report then shows where each flagged category looked.",
+            show_default="the bundle's, or all",
+        ),
+    ] = None,
+    policy_cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder that keeps the categories of parallel policies as the model has read them, for the "
+            "next run; it can be deleted at any time.",
+        ),
     ] = None,
     keyframes: Annotated[
         float | None,
@@ -152,8 +185,25 @@ def moderate(
             if log is not None:
                 stack.callback(log.close)
             lens = stack.enter_context(
-                _load(bundle, policy, tau, model, captioner, layout, keyframes, device, remote)
+                _load(
+                    bundle,
+                    policy,
+                    tau,
+                    model,
+                    captioner,
+                    layout,
+                    keyframes,
+                    device,
+                    remote,
+                    policy_encoding=None if policy_encoding is None else policy_encoding.value,
+                    prune=prune,
+                    policy_cache=policy_cache,
+                )
             )
+            if lens.provenance.screen_reader == "labels":
+                from safelens.verdict import LABELS_READ
+
+                typer.echo(f"note: {LABELS_READ}", err=True)
             run = Run(files, log, as_json)
             if log is not None:
                 log.check(lens.provenance)
@@ -195,6 +245,10 @@ def _load(
     keyframes: float | None,
     device: str | None,
     remote: Remote | None,
+    *,
+    policy_encoding: Literal["sequential", "parallel"] | None,
+    prune: float | None,
+    policy_cache: Path | None,
 ) -> SafeLens:
     """Build the system.
 
@@ -209,6 +263,7 @@ def _load(
         import torch
         from transformers.utils import logging
 
+        from safelens.assembly import EncodingError
         from safelens.bundle import BundleError
         from safelens.captioner import CaptionerError
         from safelens.cascade import SafeLens
@@ -229,6 +284,9 @@ def _load(
                 bundle or "tiny",
                 policy=policy,
                 tau=tau,
+                policy_encoding=policy_encoding,
+                prune=prune,
+                policy_cache=policy_cache,
                 keyframe_shift_s=keyframes,
                 device=device,
                 remote=remote,
@@ -239,11 +297,21 @@ def _load(
             policy=policy or "default",
             tau=tau,
             layout=(layout or LayoutName.policy_first).value,
+            policy_encoding=policy_encoding or "sequential",
+            prune=prune,
+            policy_cache=policy_cache,
             keyframe_shift_s=keyframes,
             device=device,
             remote=remote,
         )
-    except (BundleError, ModelLoadError, CaptionerError, PolicyError, EndpointStop) as error:
+    except (
+        BundleError,
+        ModelLoadError,
+        CaptionerError,
+        PolicyError,
+        EncodingError,
+        EndpointStop,
+    ) as error:
         raise UsageError(str(error)) from error
 
 
