@@ -34,17 +34,25 @@ from safelens.cli._remote import (
     Timeout,
     remote_settings,
 )
+from safelens.cli._service import KEY_VARIABLE, needs_service
+from safelens.cli._service import api_key as service_key
 from safelens.cli._table import Row, print_table
 
 if TYPE_CHECKING:
     from safelens.cascade import Moderation, SafeLens
     from safelens.remote_deliberate import Remote
     from safelens.report import ReportWriter, Tally
+    from safelens.service.remote_lens import RemoteLens
     from safelens.verdict import Verdict
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 _MAX_NOTES = 20
+_HERE = (
+    *("bundle", "policy", "tau", "model", "captioner", "layout"),
+    *("policy_encoding", "prune", "policy_cache", "keyframes", "device"),
+)
+"""Options that a server leaves no room for."""
 
 
 @app.command()
@@ -146,6 +154,14 @@ def moderate(
     max_new_tokens: MaxNewTokens = None,
     concurrency: Concurrency = None,
     timeout: Timeout = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Send the videos to this `safelens serve`, whose bundle, policy and tau decide; "
+            f"{KEY_VARIABLE} holds the key.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="File to which each verdict is added as a line of JSON.")
     ] = None,
@@ -184,22 +200,26 @@ def moderate(
         with ExitStack() as stack:
             if log is not None:
                 stack.callback(log.close)
-            lens = stack.enter_context(
-                _load(
-                    bundle,
-                    policy,
-                    tau,
-                    model,
-                    captioner,
-                    layout,
-                    keyframes,
-                    device,
-                    remote,
-                    policy_encoding=None if policy_encoding is None else policy_encoding.value,
-                    prune=prune,
-                    policy_cache=policy_cache,
+            lens: SafeLens | RemoteLens
+            if server is not None:
+                lens = stack.enter_context(_connect(server))
+            else:
+                lens = stack.enter_context(
+                    _load(
+                        bundle,
+                        policy,
+                        tau,
+                        model,
+                        captioner,
+                        layout,
+                        keyframes,
+                        device,
+                        remote,
+                        policy_encoding=None if policy_encoding is None else policy_encoding.value,
+                        prune=prune,
+                        policy_cache=policy_cache,
+                    )
                 )
-            )
             if lens.provenance.screen_reader == "labels":
                 from safelens.verdict import LABELS_READ
 
@@ -222,6 +242,14 @@ def moderate(
 def _check_options(given: dict[str, object]) -> None:
     if given["model"] is not None and given["bundle"] is not None:
         raise UsageError("--bundle and --model exclude each other; give one of them")
+    if given["server"] is not None:
+        for name in _HERE:
+            if given[name] is not None:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} is about models here; with --server, the server's decide"
+                )
+        if given["engine"] is not Engine.local:
+            raise UsageError("--engine is about models here; with --server, the server's decide")
     for name in ("captioner", "layout"):
         if given[name] is not None and given["model"] is None:
             raise UsageError(f"--{name} belongs to --model; a bundle brings its own")
@@ -233,6 +261,17 @@ def _check_options(given: dict[str, object]) -> None:
     paths = given["paths"]
     if given["null"] and isinstance(paths, list) and "-" not in paths:
         raise UsageError("-0 is about the list on standard input; name that with -")
+
+
+def _connect(server: str) -> RemoteLens:
+    """A service in place of models. Raises UsageError if it does not answer."""
+    with needs_service("remote"):
+        from safelens.service.client import ServiceClient, ServiceError
+        from safelens.service.remote_lens import RemoteLens
+    try:
+        return RemoteLens(ServiceClient(server, service_key()))
+    except ServiceError as error:
+        raise UsageError(f"--server {server}: {error}") from error
 
 
 def _load(
@@ -331,7 +370,7 @@ class Run:
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def go(self, lens: SafeLens, report: Path | None) -> int:
+    def go(self, lens: SafeLens | RemoteLens, report: Path | None) -> int:
         """Moderate what has no verdict yet; print, write the log and the report.
 
         Raises:
@@ -381,7 +420,11 @@ class Run:
         return FAILED if tally.outcomes["error"] else 0
 
     def _moderate(
-        self, lens: SafeLens, files: list[str], tally: Tally, page: ReportWriter | None
+        self,
+        lens: SafeLens | RemoteLens,
+        files: list[str],
+        tally: Tally,
+        page: ReportWriter | None,
     ) -> None:
         # A bar among lines of JSON on one terminal would tear both.
         hidden = self.as_json and sys.stdout.isatty()
