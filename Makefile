@@ -27,7 +27,7 @@ lint: setup
 	$(BIN)/mypy
 
 paper: setup
-	$(BIN)/python -m benchmarks.paper
+	$(BIN)/python -m benchmarks.paper --grid
 
 clean:
 	rm -rf $(VENV) out .pytest_cache .ruff_cache .mypy_cache

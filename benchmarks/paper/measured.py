@@ -5,6 +5,7 @@ Knows answers, seeds and how tau is chosen. Runs no model, and knows nothing of 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ import numpy as np
 from benchmarks.curation import accuracies, over_seeds, spread
 from benchmarks.paper.stages import CHOICE, CHOSEN_ON, TEST, ZERO_SHOT, Seed, records_of, seed_of
 from recipes.stages import Stage
+from recipes.tiny.__main__ import FILTER, LABELS
 from recipes.tiny.parts import policy
 from safelens.calibrate import (
     Floats,
@@ -25,7 +27,7 @@ from safelens.calibrate import (
     tempered,
     under_shares,
 )
-from safelens.data.records import Record
+from safelens.data.records import Record, read_records
 from safelens.evaluate.answer_log import read_answers
 from safelens.evaluate.answers import Answer
 from safelens.evaluate.cost import costs
@@ -145,6 +147,12 @@ class SeedAnswers:
         return found
 
 
+def class_counts(records: Sequence[Record]) -> dict[str, int]:
+    """Videos of each class, those of several under each; and all of them."""
+    held = Counter(name for record in records for name in record.labels or (SAFE,))
+    return {name: held[name] for name in policy().labels} | {"total": len(records)}
+
+
 def gflops(answer: Answer) -> float:
     """Of an answer, which must not have failed."""
     if answer.gflops is None:
@@ -238,6 +246,12 @@ def figures(seeds: int, root: Path) -> dict[str, Any]:
     points = [run.sweep.at(run.tau) for run in runs]
     return {
         "videos": {"test": len(world.test), "choice": len(world.choice)},
+        "classes": {
+            "labelled": class_counts(read_records(LABELS.folder(root) / "records.jsonl")),
+            "kept": class_counts(read_records(FILTER.folder(root) / "records.jsonl")),
+            "choice": class_counts(world.choice),
+            "test": class_counts(world.test),
+        },
         "avg_acc": {name: of["avg_acc"]["values"] for name, of in (by_system | trained_on).items()},
         "cascade_cost_over_s2": {
             unit: spread([point.relative[unit] for point in points])
