@@ -18,6 +18,11 @@ from safelens.video import Clip
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of long tests first."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(scope="session")
 def shared_videos() -> Path:
     """The folder of real videos; tests that need it are skipped where it is absent."""
