@@ -45,8 +45,6 @@ def test_whose_order_counts(bundle_dir, parallel_dir, policy):
     with SafeLens.load(bundle_dir, policy=turned, device="cpu") as lens:
         assert isinstance(lens.screener.reader, LabelReader)
         assert lens.provenance.screen_reader == "labels"
-    with SafeLens.load(bundle_dir, policy_encoding="parallel", device="cpu") as lens:
-        assert isinstance(lens.screener.reader, LabelReader)  # trained on the policy as one text
     with SafeLens.load(parallel_dir, policy=turned, device="cpu") as lens:
         assert isinstance(lens.screener.reader, ProbeReader)
         assert lens.provenance.screen_reader is None
@@ -114,7 +112,7 @@ def test_a_sequential_system_changes_its_policy_too(bundle_dir, policy):
     [
         ({"prune": 0.1}, "prune measures relevance .* needs policy_encoding: parallel"),
         ({"policy_cache": "x"}, "no blocks to keep on disk"),
-        ({"prune": 0.0, "policy_encoding": "parallel"}, "keep 0; expected a share above 0"),
+        ({"prune": 0.0}, "keep 0; expected a share above 0"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(bundle_dir, vlm_dir, options, match):

@@ -240,8 +240,6 @@ class Parts:
         if self.bundle is None:
             return False
         labels, own = policy.labels, self.bundle.policy.labels
-        if self.bundle.settings.policy_encoding != self.encoding.policy:
-            return False
         return labels == own or (self.encoding.policy == "parallel" and set(labels) == set(own))
 
     def thresholds(self, policy: Policy) -> Thresholds:

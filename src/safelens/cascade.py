@@ -96,21 +96,19 @@ class SafeLens:
         *,
         policy: str | Path | Policy | None = None,
         tau: float | None = None,
-        policy_encoding: PolicyEncoding | None = None,
         prune: float | None = None,
         policy_cache: str | Path | None = None,
         keyframe_shift_s: float | None = None,
         device: str | None = None,
         remote: Remote | None = None,
     ) -> SafeLens:
-        """Build from a bundle.
+        """Build from a bundle, which says how its policy is read: its model was trained so.
 
         Args:
             bundle: name, directory or hub id.
             policy: policy, file or name in place of the bundle's. Where its classes are not the probe's,
                 S1 scores the label answers, and tau is at least that of a model without calibration.
             tau: in place of the bundle's, for all classes.
-            policy_encoding: in place of the bundle's; in another one than its own the probe is not used.
             prune: share of a video's tokens to keep, in place of the bundle's.
             policy_cache: folder in which categories that were read alone are kept for the next time.
             keyframe_shift_s: in place of the bundle's; see `ClipOptions`.
@@ -135,7 +133,7 @@ class SafeLens:
             chosen = Policy.load(chosen)
         try:
             encoding = Encoding(
-                policy_encoding or s.policy_encoding,
+                s.policy_encoding,
                 keep=keep if prune is None else prune,
                 layer=layer,
                 folder=None if policy_cache is None else Path(policy_cache).expanduser(),

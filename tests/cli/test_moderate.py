@@ -339,10 +339,11 @@ categories:
 """
 
 
-def test_a_policy_of_ones_own_each_category_read_alone(tmp_path, bundle_dir, videos):
+def test_a_policy_of_ones_own_each_category_read_alone(tmp_path, make_bundle, videos):
     (tmp_path / "my.yaml").write_text(OWN)
-    options = ["--bundle", bundle_dir, "--policy", tmp_path / "my.yaml", "--device", "cpu"]
-    options += ["--policy-encoding", "parallel", "--prune", "0.2", "--tau", "0", "--json"]
+    parallel = make_bundle(policy_encoding="parallel")
+    options = ["--bundle", parallel, "--policy", tmp_path / "my.yaml", "--device", "cpu"]
+    options += ["--prune", "0.2", "--tau", "0", "--json"]
     options += ["--policy-cache", tmp_path / "cache", "--report", tmp_path / "page.html"]
     found = run(next(videos.iterdir()), *options)
     assert found.exit_code == 0, found.output
@@ -361,7 +362,8 @@ def test_a_policy_of_ones_own_each_category_read_alone(tmp_path, bundle_dir, vid
         (["--prune", "0.1"], "needs policy_encoding: parallel"),
         (["--policy-cache", "x"], "no blocks to keep on disk"),
         (["--policy-encoding", "both"], "parallel"),
-        (["--policy-encoding", "parallel", "--prune", "0"], "a share above 0"),
+        (["--policy-encoding", "parallel"], "--policy-encoding belongs to --model"),
+        (["--prune", "0"], "a share above 0"),
     ],
 )
 def test_how_a_policy_is_read_must_fit_together(bundle_dir, arguments, expected):

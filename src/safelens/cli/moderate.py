@@ -103,10 +103,9 @@ def moderate(
     policy_encoding: Annotated[
         EncodingName | None,
         typer.Option(
-            help="sequential: the policy is one text. parallel: each category is read alone, so that their "
-            "order has no effect, and a new category costs reading that one. In another encoding than its own "
-            "a bundle's probe is not used.",
-            show_default="the bundle's, or sequential",
+            help="With --model: sequential, the policy is one text; or parallel, each category is read alone, so "
+            "that their order has no effect, and a new category costs reading that one.",
+            show_default="sequential",
         ),
     ] = None,
     prune: Annotated[
@@ -250,9 +249,10 @@ def _check_options(given: dict[str, object]) -> None:
                 )
         if given["engine"] is not Engine.local:
             raise UsageError("--engine is about models here; with --server, the server's decide")
-    for name in ("captioner", "layout"):
+    for name in ("captioner", "layout", "policy_encoding"):
         if given[name] is not None and given["model"] is None:
-            raise UsageError(f"--{name} belongs to --model; a bundle brings its own")
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} belongs to --model; a bundle brings its own")
     if given["resume"] and given["out"] is None:
         raise UsageError("--resume continues a file of verdicts; name it with --out")
     page = given["report"]
@@ -323,7 +323,6 @@ def _load(
                 bundle or "tiny",
                 policy=policy,
                 tau=tau,
-                policy_encoding=policy_encoding,
                 prune=prune,
                 policy_cache=policy_cache,
                 keyframe_shift_s=keyframes,
