@@ -25,24 +25,46 @@ def parallel_dir(make_bundle):
     return make_bundle(policy_encoding="parallel", prune={"keep": 0.2}, taus={"abuse": 0.5})
 
 
-def test_a_policy_of_unseen_categories_is_routed_by_its_label_answers(bundle_dir, videos, tmp_path):
+@pytest.fixture(scope="module")
+def open_dir(make_bundle):
+    return make_bundle(other_policies=True)
+
+
+def test_a_policy_of_unseen_categories_is_routed_by_its_label_answers(open_dir, videos, tmp_path):
     (tmp_path / "my.yaml").write_text(unseen(3).to_yaml())
-    with SafeLens.load(bundle_dir, policy=tmp_path / "my.yaml", device="cpu") as lens:
+    with SafeLens.load(open_dir, policy=tmp_path / "my.yaml", device="cpu") as lens:
         lens.screener.guard = None
         assert isinstance(lens.screener.reader, LabelReader)
         assert lens.thresholds.tau == 0.9
         found = lens.moderate(videos[0]).verdict
         assert [c.id for c in found.categories] == ["c0", "c1", "c2"]
         assert (found.status, found.provenance.screen_reader) == ("ok", "labels")
-    with SafeLens.load(bundle_dir, policy=tmp_path / "my.yaml", tau=0.0, device="cpu") as lens:
+    with SafeLens.load(open_dir, policy=tmp_path / "my.yaml", tau=0.0, device="cpu") as lens:
         lens.screener.guard = None
         assert lens.moderate(videos[0]).verdict.decided_by == "screen"
 
 
-def test_whose_order_counts(bundle_dir, parallel_dir, policy):
+def test_a_bundle_that_learned_one_policy_judges_by_no_other(bundle_dir, tmp_path, policy):
+    """It would call safe what breaks another; texts may differ, since what a category means is the policy's to say."""
+    (tmp_path / "own.yaml").write_text(policy.to_yaml().replace("Core Value", "Value"))
+    turned = dataclasses.replace(policy, categories=policy.categories[::-1])
+    with SafeLens.load(bundle_dir, policy=tmp_path / "own.yaml", device="cpu") as lens:
+        assert lens.policy == Policy.load(tmp_path / "own.yaml")
+        for other in (unseen(3), turned):
+            with pytest.raises(BundleError, match="does not match the probe"):
+                lens.for_policy(other)
+            with pytest.raises(
+                BundleError, match="in this order, a bundle that says other_policies"
+            ):
+                SafeLens.load(bundle_dir, policy=other, device="cpu")
+    with pytest.raises(BundleError, match="does not match the probe"):
+        SafeLens.load("tiny", policy=unseen(1), device="cpu")
+
+
+def test_whose_order_counts(open_dir, parallel_dir, policy):
     """The probe knows its classes in any order where none is read first, and only in its own otherwise."""
     turned = dataclasses.replace(policy, categories=policy.categories[::-1])
-    with SafeLens.load(bundle_dir, policy=turned, device="cpu") as lens:
+    with SafeLens.load(open_dir, policy=turned, device="cpu") as lens:
         assert isinstance(lens.screener.reader, LabelReader)
         assert lens.provenance.screen_reader == "labels"
     with SafeLens.load(parallel_dir, policy=turned, device="cpu") as lens:
@@ -97,8 +119,8 @@ def test_tenants_share_blocks_and_a_category_more_is_one_block(vlm_dir, tmp_path
     assert [c.score for c in found.categories] == pytest.approx(scores, abs=1e-5)
 
 
-def test_a_sequential_system_changes_its_policy_too(bundle_dir, policy):
-    with SafeLens.load(bundle_dir, device="cpu") as lens, lens.for_policy(unseen(2)) as other:
+def test_a_sequential_system_changes_its_policy_too(open_dir, policy):
+    with SafeLens.load(open_dir, device="cpu") as lens, lens.for_policy(unseen(2)) as other:
         assert isinstance(lens.screener.reader, ProbeReader)
         assert isinstance(other.screener.reader, LabelReader)
         assert other.screener.guard is lens.screener.guard

@@ -106,8 +106,9 @@ class SafeLens:
 
         Args:
             bundle: name, directory or hub id.
-            policy: policy, file or name in place of the bundle's. Where its classes are not the probe's,
-                S1 scores the label answers, and tau is at least that of a model without calibration.
+            policy: policy, file or name in place of the bundle's. Its classes must be the probe's, or the
+                bundle's models be made for other policies: then S1 scores the label answers, and tau is at least
+                that of a model without calibration.
             tau: in place of the bundle's, for all classes.
             prune: share of a video's tokens to keep, in place of the bundle's.
             policy_cache: folder in which categories that were read alone are kept for the next time.
@@ -131,6 +132,7 @@ class SafeLens:
         chosen = found.policy if policy is None else policy
         if not isinstance(chosen, Policy):
             chosen = Policy.load(chosen)
+        found.check_policy(chosen)
         try:
             encoding = Encoding(
                 s.policy_encoding,
@@ -214,11 +216,14 @@ class SafeLens:
 
         Raises:
             PolicyError: the policy file is wrong.
+            BundleError: the bundle is not made for this policy.
             RuntimeError: this system was not made by :meth:`load` or :meth:`zero_shot`.
         """
         if self._parts is None:
             raise RuntimeError("only what was loaded from a bundle or model can change its policy")
         chosen = policy if isinstance(policy, Policy) else Policy.load(policy)
+        if self._parts.bundle is not None:
+            self._parts.bundle.check_policy(chosen)
         return self._of(self._parts, chosen, tau)
 
     @classmethod

@@ -341,7 +341,7 @@ categories:
 
 def test_a_policy_of_ones_own_each_category_read_alone(tmp_path, make_bundle, videos):
     (tmp_path / "my.yaml").write_text(OWN)
-    parallel = make_bundle(policy_encoding="parallel")
+    parallel = make_bundle(policy_encoding="parallel", other_policies=True)
     options = ["--bundle", parallel, "--policy", tmp_path / "my.yaml", "--device", "cpu"]
     options += ["--prune", "0.2", "--tau", "0", "--json"]
     options += ["--policy-cache", tmp_path / "cache", "--report", tmp_path / "page.html"]

@@ -72,8 +72,8 @@ def moderate(
     policy: Annotated[
         str | None,
         typer.Option(
-            help="Policy file or name. Where its categories are not those that the bundle's probe "
-            "knows, S1 scores the answer for each in one forward pass.",
+            help="Policy file or name. With --model, or a bundle made for policies it has not seen, S1 scores "
+            "the answer for each category in one forward pass; other bundles take their own categories alone.",
             show_default="the bundle's",
         ),
     ] = None,
