@@ -22,7 +22,7 @@ serve-demo: setup
 	$(BIN)/python -m recipes.serve_demo
 
 test: lint
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .
@@ -30,7 +30,7 @@ lint: setup
 	$(BIN)/mypy
 
 paper: setup
-	$(BIN)/python -m benchmarks.paper
+	$(BIN)/python -m benchmarks.paper --grid
 
 clean:
 	rm -rf $(VENV) out .pytest_cache .ruff_cache .mypy_cache

@@ -11,6 +11,7 @@ from safelens.calibrate import (
     fit_temperature,
     nll,
     tempered,
+    under_shares,
 )
 
 LABELS = ("a", "b", "safe")
@@ -140,3 +141,19 @@ def test_importing_it_is_light():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_probabilities_under_other_shares_are_those_of_a_model_of_such_data():
+    """Two classes with known densities: Bayes' rule with either prior."""
+    x = np.linspace(-3, 3, 50)
+    densities = np.exp(-((x[:, None] - np.array([-1.0, 1.0])) ** 2) / 2)
+
+    def posterior(shares):
+        joint = densities * shares
+        return joint / joint.sum(1, keepdims=True)
+
+    few, half = np.array([0.95, 0.05]), np.array([0.5, 0.5])
+    np.testing.assert_allclose(under_shares(posterior(few), few, half), posterior(half))
+    np.testing.assert_allclose(under_shares(posterior(half), half, few), posterior(few))
+    with pytest.raises(ValueError, match="must be positive"):
+        under_shares(posterior(half), [1.0, 0.0], half)

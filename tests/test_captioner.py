@@ -1,4 +1,5 @@
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 from safelens.captioner import Captioner, CaptionerError, clean_caption
 from safelens.train.tiny_models import build_captioner
 from safelens.train.tokenizer import train_tokenizer
+from safelens.vlm_cost import Spent
 
 torch.set_num_threads(1)
 
@@ -67,6 +69,30 @@ def test_batches_do_not_mix_frames(captioner, frames):
     assert captioner.caption(frames[:0]) == []
 
 
+def test_clips_share_passes_and_bear_their_own_cost(directory, make_clip, frames):
+    """Also of unequal size, and where their captions end at other times."""
+    captioner = Captioner.load(directory, device="cpu", max_new_tokens=12)
+    shown = (frames[1:3], frames[2:, ::2], frames[:4])
+    clips = [replace(make_clip(0, len(some)), frames=some) for some in shown]
+    tokenizer = captioner.processor.tokenizer
+    said = [set(tokenizer(text).input_ids[1:-1]) for text in captioner.caption(frames)]
+    end = min(set.union(*said) - set.intersection(*said))  # with it some captions end
+    captioner.model.generation_config.eos_token_id = end
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+
+    alone = [Spent() for _ in clips]
+    wanted = [
+        captioner.describe([clip], spent=[meter])[0]
+        for clip, meter in zip(clips, alone, strict=True)
+    ]
+    lengths = {len(caption.text) for captions in wanted for caption in captions}
+    assert len(lengths) > 1
+    together = [Spent() for _ in clips]
+    assert captioner.describe(clips, 9, together) == wanted
+    assert [m.flops for m in together] == [m.flops for m in alone]
+    assert together[0].flops < together[1].flops < together[2].flops
+
+
 def test_threads_may_share_it(captioner, frames):
     expected = captioner.caption(frames)
     with ThreadPoolExecutor(4) as pool:
@@ -94,7 +120,7 @@ def test_the_same_seed_builds_the_same_weights(tmp_path):
 
 def test_frames_are_checked(captioner, frames):
     for bad in (frames[0], frames.astype(np.float32), frames[..., :2]):
-        with pytest.raises(ValueError, match=r"uint8 of shape \(T, H, W, 3\)"):
+        with pytest.raises(ValueError, match=r"uint8 of shape \(H, W, 3\)"):
             captioner.caption(bad)
     with pytest.raises(ValueError, match="batch_size"):
         captioner.caption(frames, batch_size=0)

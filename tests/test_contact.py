@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from safelens.contact import contact_sheet, data_url, evidence_frames, grid, shown_frames
-from safelens.verdict import Evidence
+from safelens.verdict import Evidence, Region
 from safelens.video import Clip
 
 
@@ -68,10 +68,31 @@ def test_a_sheet_shows_every_frame_in_order_and_outlines_the_evidence():
     assert (sheet[-24:-10, 12:50].max() - sheet[-24:-10, 12:50].min()) > 150
 
 
+def test_a_region_is_a_box_with_its_category_in_its_frames_alone():
+    grey = flat([(90, 90, 90)] * 4)
+    box = {"left": 0.5, "right": 1.0, "top": 0.25, "bottom": 0.75}
+    region = Region(start_s=1, end_s=2, category="abuse", score=0.2, **box)
+    plain, drawn = (picture(contact_sheet(clip(grey), (), r)) for r in ((), [region]))
+    yellow = (np.abs(drawn - [255, 204, 0]) < 40).all(-1)
+    step = (drawn.shape[1] - 8) // 4
+    rows, columns = np.nonzero(yellow)
+    width, height = step - 8, drawn.shape[0] - 16
+    assert abs(columns.min() - (8 + step + width / 2)) <= 2
+    assert abs(columns.max() - (8 + step + width)) <= 3
+    assert rows.min() >= 8 + height // 4 - 2
+    assert rows.max() <= 8 + 3 * height // 4 + 2
+    for k in (0, 2, 3):
+        same = slice(8 + k * step, k * step + step)
+        assert np.abs(plain[:, same] - drawn[:, same]).max() < 12
+
+
 def test_sheets_of_odd_shapes_stay_within_bounds():
     for count, height, width in [(1, 2, 2), (2, 4, 400), (7, 400, 4), (20, 48, 64), (200, 8, 8)]:
         frames = np.full((count, height, width, 3), 128, np.uint8)
-        image = Image.open(io.BytesIO(contact_sheet(clip(frames), [evidence(0, 99)])))
+        whole = Region(
+            start_s=0, end_s=99, category="a", score=0.1, left=0, top=0, right=0.01, bottom=0.01
+        )
+        image = Image.open(io.BytesIO(contact_sheet(clip(frames), [evidence(0, 99)], [whole])))
         assert image.format == "JPEG"
         assert 60 <= image.width <= 1152
         assert image.height < 2000

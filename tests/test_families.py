@@ -10,7 +10,8 @@ from transformers import DynamicCache
 
 from safelens.bundle_parts import model_config
 from safelens.domain_features import domain_features, domain_width
-from safelens.screen import Screener, layout_of
+from safelens.reading import layout_of
+from safelens.screen import Screener
 from safelens.train.reasoner import add_adapter
 from safelens.vlm import Context, ModelLoadError, VisionLanguageModel
 from safelens.vlm_cost import head_flops

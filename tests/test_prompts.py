@@ -236,6 +236,17 @@ def test_the_question_names_every_category(default):
         parse_response(default, question(default) + screening_suffix())
 
 
+def test_many_categories_do_not_lengthen_what_follows_the_video():
+    """The question is read with every video, the policy once."""
+    few, many = make([f"Name {i}" for i in range(12)]), make([f"Name {i}" for i in range(13)])
+    assert '"Name 11": bool}' in question(few)
+    assert "GUARDRAIL" not in policy_prompt(few)
+    assert '"Name' not in question(many)
+    assert policy_prompt(many).endswith('"Name 12": bool}')
+    assert question(many) == question(make([f"Name {i}" for i in range(100)]))
+    assert question(few).startswith(question(many))
+
+
 def test_the_deliberation_request(default):
     scores = dict(zip(default.labels, [0.0, 0.0, 0.00162, 0.1949, 0.0, 0.0, 0.80348], strict=True))
     captions = [

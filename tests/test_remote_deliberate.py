@@ -5,6 +5,7 @@ import io
 import json
 import socket
 import sys
+import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -318,6 +319,32 @@ def test_several_videos_are_asked_about_at_once_and_come_in_order(remote, vlm_di
     assert [v.video for v in found] == [str(path) for path in videos]
     assert {v.status for v in found} == {"ok"}
     assert told("crowd-cascade") == {"requests": 6, "at_once": 3}
+
+
+def test_s1_does_not_wait_for_the_server(remote, vlm_dir, videos, monkeypatch):
+    """The first answer is held back until all videos are screened, though the server takes one at a time."""
+    screened, all_of_them = [], threading.Event()
+    with SafeLens.zero_shot(
+        vlm_dir, tau=1.01, device="cpu", remote=remote("patient-cascade", concurrency=1)
+    ) as lens:
+        screen, ask = lens.screener.screen, lens.remote.deliberate
+
+        def watched(clips):
+            found = screen(clips)
+            screened.extend(clips)
+            if len(screened) == len(videos):
+                all_of_them.set()
+            return found
+
+        def held(*args):
+            assert all_of_them.wait(60)
+            return ask(*args)
+
+        monkeypatch.setattr("safelens.pipeline.BATCH", 1)
+        monkeypatch.setattr(lens.screener, "screen", watched)
+        monkeypatch.setattr(lens.remote, "deliberate", held)
+        found = [m.verdict for m in lens.moderate_many(videos)]
+    assert [v.status for v in found] == ["ok"] * len(videos)
 
 
 def test_s1s_answers_need_no_endpoint(remote, vlm_dir, videos, told):

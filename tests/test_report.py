@@ -244,15 +244,18 @@ def test_control_characters_are_made_visible():
 def test_the_route_names_the_tau_of_the_answered_class(verdict, policy):
     from safelens.report import Section
 
-    def route(**fields):
+    def route(reader=None, **fields):
         provenance = Provenance(
             package="0.1.0",
             policy="default",
             policy_sha256=policy.sha256,
             tau=0.99,
             taus={"violence": 0.85},
+            screen_reader=reader,
         )
         return Section(verdict(provenance=provenance, **fields), None, 1).route
 
     assert "not below tau, 0.85" in route()
     assert "below its class's tau, or" in route(decided_by="deliberate")
+    assert "label answers" in route("labels")
+    assert "label answers" not in route()

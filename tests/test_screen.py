@@ -9,12 +9,12 @@ from safelens.domain import DomainGuard
 from safelens.domain_features import domain_features, domain_width
 from safelens.policy import Category, Policy, Rule
 from safelens.probe import RollingAttentionProbe
+from safelens.reading import layout_of
 from safelens.screen import (
     LAST_TOKENS,
     LabelReader,
     ProbeReader,
     Screener,
-    layout_of,
     stretches,
 )
 from safelens.vlm import VisionLanguageModel

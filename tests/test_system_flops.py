@@ -83,7 +83,7 @@ def test_a_batch_of_unequal_lengths_costs_each_clip_what_it_costs_alone(lens, cl
 
 def test_captions(lens, clips):
     spent = Spent()
-    [captions], total = counted(lambda: lens.captioner.describe(clips[:1], 3, spent))
+    [captions], total = counted(lambda: lens.captioner.describe(clips[:1], 3, [spent]))
     assert len(captions) == 4
     assert close(spent.flops, total)
     assert (spent.prompt, spent.generated) == (0, 0)

@@ -7,7 +7,7 @@ from transformers import AutoModelForImageTextToText
 
 from safelens import prompts
 from safelens.families.qwen3_vl import Qwen3Vl
-from safelens.screen import layout_of
+from safelens.reading import layout_of
 from safelens.vlm import ModelLoadError, VisionLanguageModel
 from safelens.vlm_cache import Context
 from safelens.vlm_decoding import alone, reply

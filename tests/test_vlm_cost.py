@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from safelens.screen import layout_of
+from safelens.reading import layout_of
 from safelens.vlm_cache import Context
 from safelens.vlm_cost import (
     ATTENTION_BACKWARD,

@@ -5,6 +5,7 @@ Knows answers, seeds and how tau is chosen. Runs no model, and knows nothing of 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,19 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.curation import over_seeds, spread
+from benchmarks.curation import accuracies, over_seeds, spread
 from benchmarks.paper.stages import CHOICE, CHOSEN_ON, TEST, ZERO_SHOT, Seed, records_of, seed_of
 from recipes.stages import Stage
+from recipes.tiny.__main__ import FILTER, LABELS
 from recipes.tiny.parts import policy
 from safelens.calibrate import (
     Floats,
     Screening,
-    TemperatureFit,
     class_sets,
     fit_temperature,
     tempered,
+    under_shares,
 )
-from safelens.data.records import Record
+from safelens.data.records import Record, read_records
 from safelens.evaluate.answer_log import read_answers
 from safelens.evaluate.answers import Answer
 from safelens.evaluate.cost import costs
@@ -44,7 +46,7 @@ ALPHA = DELTA = 0.05
 RESAMPLES = 200
 DRAWN = 500
 """Videos of a resample, on which tau is chosen."""
-SYSTEMS = ("zero_shot", "vlm_finetuned", "s1", "s2", "cascade")
+SYSTEMS = ("zero_shot", "vlm_finetuned", "s1", "s1_equal", "s2", "cascade")
 
 Answers = dict[str, Answer]
 
@@ -105,9 +107,25 @@ class SeedAnswers:
             "zero_shot": given(ZERO_SHOT, self.root, "generate"),
             "vlm_finetuned": given(self.seed.tuned, self.root, "generate"),
             "s1": s1,
+            "s1_equal": self._equal(s1),
             "s2": s2,
             "cascade": {n: route(s1[n], s2[n], Thresholds(self.tau), "escalate") for n in s1},
         }
+
+    def _equal(self, s1: Answers) -> Answers:
+        """S1's answers if all classes were equally common, which is what Avg ACC weighs them by."""
+        labels = policy().labels
+        seen = class_sets([r.labels for r in self.world.choice], labels).mean(0)
+        p = np.array([[answer.scores[name] for name in labels] for answer in s1.values()])
+        rows = under_shares(p, seen, np.full(len(labels), 1 / len(labels)))
+        found = {}
+        for (key, answer), row in zip(s1.items(), rows, strict=True):
+            label = labels[int(row.argmax())]
+            scores = dict(zip(labels, row.tolist(), strict=True))
+            flags = () if label == SAFE else (label,)
+            new = {"label": label, "flags": flags, "scores": scores, "confidence": float(row.max())}
+            found[key] = answer.model_copy(update=new)
+        return found
 
     @cached_property
     def sweep(self) -> Sweep:
@@ -117,12 +135,22 @@ class SeedAnswers:
         return sweep(self.world.test, s1, s2, policy(), outside_domain="escalate", taus=taus)
 
     @cached_property
-    def trained_on(self) -> dict[str, Answers]:
-        """The plain model's answers after training on filtered and on unfiltered data."""
-        return {
-            "unfiltered": given(self.seed.unfiltered, self.root, "generate"),
-            "filtered": given(self.seed.filtered, self.root, "generate"),
-        }
+    def trained_on(self) -> dict[str, dict[str, float | None]]:
+        """S1's accuracy after training on filtered and on unfiltered data, by class."""
+        found: dict[str, dict[str, float | None]] = {}
+        for name, stage in (
+            ("unfiltered", self.seed.unfiltered),
+            ("filtered", self.seed.filtered),
+        ):
+            [classes] = accuracies([stage], self.root)
+            found[name] = {"macro_f1": None, "avg_acc": classes.pop("average"), **classes}
+        return found
+
+
+def class_counts(records: Sequence[Record]) -> dict[str, int]:
+    """Videos of each class, those of several under each; and all of them."""
+    held = Counter(name for record in records for name in record.labels or (SAFE,))
+    return {name: held[name] for name in policy().labels} | {"total": len(records)}
 
 
 def gflops(answer: Answer) -> float:
@@ -150,18 +178,27 @@ def accuracy(records: Sequence[Record], answers: Answers) -> dict[str, float | N
 
 
 def calibration(answers: Answers, records: Sequence[Record], seed: int) -> dict[str, Any]:
-    """Temperature on one half of the videos, its error on the other; how often the risk promise holds.
+    """Calibration error with a temperature from videos that it is not measured on; how often the risk promise holds.
 
-    In each resample tau is chosen on `DRAWN` videos and the risk is that of all others. A refusal to choose
-    promises nothing; its share stands beside.
+    The temperature of each half of the videos is used on the other. Beside the error stands that which confidences
+    without any fault show on as many videos, in the mean of `RESAMPLES` draws. In each resample tau is chosen on
+    `DRAWN` videos and the risk is that of all others. A refusal to choose promises nothing; its share stands beside.
     """
     p, truth = probabilities(answers, records)
-    order = np.random.default_rng(seed).permutation(len(records))
-    half, other = order[: len(order) // 2], order[len(order) // 2 :]
-    fit = fit_temperature(p[half], truth[half], policy().labels)
-    before, after = (_screened(some[other], truth[other]) for some in (p, _apply(p, fit)))
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(records))
+    halves = order[: len(order) // 2], order[len(order) // 2 :]
+    fits = [fit_temperature(p[half], truth[half], policy().labels) for half in halves]
+    after = p.copy()
+    for half, fit in zip(reversed(halves), fits, strict=True):
+        after[half] = tempered(p[half], fit.temperature)
+    screened = _screened(after, truth)
+    faultless = [
+        _ece(screened.confidence, rng.random(len(p)) < screened.confidence)
+        for _ in range(RESAMPLES)
+    ]
     promise = check_promise(
-        _screened(_apply(p, fit), truth),
+        screened,
         lambda part: control_risk(part, alpha=ALPHA, delta=DELTA).tau,
         alpha=ALPHA,
         size=DRAWN,
@@ -169,9 +206,10 @@ def calibration(answers: Answers, records: Sequence[Record], seed: int) -> dict[
         seed=seed,
     )
     return {
-        "temperature": fit.temperature,
-        "ece_before": ece(reliability(before.confidence, before.right)),
-        "ece": ece(reliability(after.confidence, after.right)),
+        "temperature": [fit.temperature for fit in fits],
+        "ece_before": _ece(p.max(1), screened.right),
+        "ece": _ece(screened.confidence, screened.right),
+        "ece_faultless": float(np.mean(faultless)),
         "risk_holds": promise.held,
         "refused": promise.refused,
         "risk": float(np.mean(promise.risks)) if promise.risks else None,
@@ -179,8 +217,8 @@ def calibration(answers: Answers, records: Sequence[Record], seed: int) -> dict[
     }
 
 
-def _apply(p: Floats, fit: TemperatureFit) -> Floats:
-    return tempered(p, fit.temperature)
+def _ece(confidence: Floats, right: Any) -> float:
+    return ece(reliability(confidence, right))
 
 
 def _screened(p: Floats, truth: np.ndarray) -> Screening:
@@ -197,7 +235,7 @@ def figures(seeds: int, root: Path) -> dict[str, Any]:
         for name in SYSTEMS
     }
     trained_on = {
-        name: over_seeds([accuracy(world.test, run.trained_on[name]) for run in runs])
+        name: over_seeds([run.trained_on[name] for run in runs])
         for name in ("unfiltered", "filtered")
     }
     spent = {name: [costs(list(run.systems[name].values())) for run in runs] for name in SYSTEMS}
@@ -208,6 +246,12 @@ def figures(seeds: int, root: Path) -> dict[str, Any]:
     points = [run.sweep.at(run.tau) for run in runs]
     return {
         "videos": {"test": len(world.test), "choice": len(world.choice)},
+        "classes": {
+            "labelled": class_counts(read_records(LABELS.folder(root) / "records.jsonl")),
+            "kept": class_counts(read_records(FILTER.folder(root) / "records.jsonl")),
+            "choice": class_counts(world.choice),
+            "test": class_counts(world.test),
+        },
         "avg_acc": {name: of["avg_acc"]["values"] for name, of in (by_system | trained_on).items()},
         "cascade_cost_over_s2": {
             unit: spread([point.relative[unit] for point in points])

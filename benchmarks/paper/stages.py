@@ -100,7 +100,7 @@ class Seed:
         choice: The same on the videos that tau is chosen on.
         screened: S1's answers on more of those, for temperature and risk.
         tuned: The embedder's own answers, without probe: the plain fine-tuned model.
-        filtered: The same of a model that was trained on what influence kept of `benchmarks.curation`'s data.
+        filtered: S1's accuracy in `benchmarks.curation`, embedder and probe trained on what influence kept.
         unfiltered: On all of it.
     """
 
@@ -133,9 +133,6 @@ def seed_of(number: int) -> Seed:
     both = {"screen_only": False}
     curated = curation_trial(*MAIN, number)
 
-    def learner(tested: Stage, name: str) -> Stage:
-        return next(stage for stage in tested.needs if stage.name == name)
-
     return Seed(
         test=Stage("answers", ask_bundle, both | {"clips": TEST.settings["clips"]}, (TEST, bundle)),
         choice=Stage("answers", ask_bundle, both | {"clips": CHOSEN_ON}, (CHOICE, bundle)),
@@ -146,6 +143,6 @@ def seed_of(number: int) -> Seed:
             (CHOICE, bundle),
         ),
         tuned=_asked(learned),
-        filtered=_asked(learner(curated.filtered, "filtered")),
-        unfiltered=_asked(learner(curated.noisy, "screening")),
+        filtered=curated.filtered,
+        unfiltered=curated.noisy,
     )

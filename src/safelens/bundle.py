@@ -116,6 +116,15 @@ class DeliberateSettings(_Settings):
     """Budget for one caption."""
 
 
+class PruneSettings(_Settings):
+    """How a video's cache is thinned; see :mod:`safelens.safewatch.relevance`."""
+
+    keep: float = Field(gt=0, le=1)
+    """Share of the video's tokens that stay."""
+    layer: int | None = Field(default=None, ge=0)
+    """At which relevance is measured; None for the middle one."""
+
+
 class BundleSettings(_Settings):
     """What ``bundle.yaml`` holds."""
 
@@ -125,7 +134,14 @@ class BundleSettings(_Settings):
     knows: str | None = None
     """What the bundle is limited to, printed with every verdict; None for no special limit."""
     layout: Literal["policy_first", "video_first"] = "policy_first"
+    policy_encoding: Literal["sequential", "parallel"] = "sequential"
+    """The policy as one text, or each category read alone."""
+    prune: PruneSettings | None = None
+    """None keeps all of the video's tokens; only for a parallel policy."""
     policy: Part = "policy.yaml"
+    other_policies: bool = False
+    """Whether the models were trained to judge by policies that they have not seen. Others are refused
+    otherwise: a model that learned one policy by heart calls safe what breaks another."""
     tau: Tau = 0.9
     """Confidence at or above which S1's answer stands; above 1, all goes to S2."""
     taus: dict[str, Tau] = {}
@@ -139,6 +155,12 @@ class BundleSettings(_Settings):
     deliberate: DeliberateSettings
     files: dict[str, str]
     """SHA-256 of every other file."""
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        if self.prune is not None and self.policy_encoding != "parallel":
+            raise ValueError("prune is only for policy_encoding: parallel")
+        return self
 
     @property
     def thresholds(self) -> Thresholds:
@@ -193,14 +215,22 @@ class Bundle:
         except (OSError, PolicyError) as error:
             raise BundleError(f"bundle {settings.name}: {error}") from error
         bundle = cls(folder, settings, policy, hashlib.sha256(text).hexdigest())
-        bundle.check_policy(policy)
+        bundle._check_classes(policy)
         return bundle
 
     def check_policy(self, policy: Policy) -> None:
-        """Refuse a policy whose categories are not the probe's classes, or lack one with its own tau.
+        """Refuse a policy that is not the bundle's own by its classes, unless the bundle may judge by others.
 
         Raises:
             BundleError: with both lists.
+        """
+        if not self.settings.other_policies:
+            self._check_classes(policy)
+
+    def _check_classes(self, policy: Policy) -> None:
+        """Raise BundleError unless a policy's categories are the probe's classes, each with its own tau among them.
+
+        Their order counts where the policy is read as one text.
         """
         unknown = sorted(self.settings.taus.keys() - set(policy.labels))
         if unknown:
@@ -215,12 +245,13 @@ class Bundle:
             classes = tuple(json.loads(path.read_text())["labels"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BundleError(f"{path}: no probe configuration: {error}") from error
-        if classes != policy.labels:
+        parallel = self.settings.policy_encoding == "parallel"
+        if classes != policy.labels and not (parallel and set(classes) == set(policy.labels)):
             raise BundleError(
                 f"policy {policy.id!r} does not match the probe of bundle {self.settings.name!r}: "
                 f"the policy's classes are {', '.join(policy.labels)}; the probe's are "
-                f"{', '.join(classes)}. Use a policy with these ids in this order, or --model for a "
-                "model without a probe"
+                f"{', '.join(classes)}. Use a policy with these ids{'' if parallel else ' in this order'}, a bundle "
+                "that says other_policies, or --model for a model without a probe"
             )
 
     def path(self, part: str) -> str:

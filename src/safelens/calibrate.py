@@ -145,6 +145,30 @@ def tempered(p: ArrayLike, temperature: float) -> Floats:
     return np.exp(_log_tempered(_log(np.asarray(p, float)), temperature))
 
 
+def under_shares(p: ArrayLike, learned: ArrayLike, wanted: ArrayLike) -> Floats:
+    """Probabilities where classes are as common as `wanted` says, not as in what they were learned from.
+
+    p_c * wanted_c / learned_c, divided by their sum: Bayes' rule with another prior, the likelihoods being the
+    same (Saerens, Latinne and Decaestecker, 2002).
+
+    Args:
+        p: Probabilities, shape (N, C).
+        learned: Shares of the classes in training, shape (C,), none 0.
+        wanted: Shares where the probabilities are used, shape (C,).
+
+    Returns:
+        Shape (N, C), rows sum to 1.
+
+    Raises:
+        ValueError: a share is negative, or one of `learned` is 0.
+    """
+    old, new = np.asarray(learned, float), np.asarray(wanted, float)
+    if not (old > 0).all() or not (new >= 0).all():
+        raise ValueError(f"shares must be positive, those wanted at least 0: {old}, {new}")
+    found = np.asarray(p, float) * new / old
+    return np.asarray(found / found.sum(1, keepdims=True))
+
+
 def nll(p: ArrayLike, truth: ArrayLike) -> float:
     """Mean negative log-likelihood in nats, -log of the sum of p over the video's true classes.
 

@@ -6,9 +6,11 @@ frames come from, or what is made of the sentences.
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,58 +135,84 @@ class Captioner:
         self.processor.save_pretrained(str(directory))
 
     def caption(
-        self, frames: np.ndarray, batch_size: int = 8, spent: Spent | None = None
+        self,
+        frames: Sequence[np.ndarray] | np.ndarray,
+        batch_size: int | None = None,
     ) -> list[str]:
         """Describe each frame in words, greedily (the same frame always gives the same words).
 
         Args:
-            frames: uint8 RGB, shape (T, H, W, 3); T may be 0.
-            batch_size: Frames per forward pass, at least 1.
-            spent: Is charged the floating-point operations; its tokens, a vision-language model's, stay.
+            frames: uint8 RGB, each (H, W, 3); their sizes may differ, and there may be none.
+            batch_size: Frames per forward pass, at least 1; 8 on the CPU and 32 on an accelerator by default.
 
         Returns:
-            T captions of clean text: one line, no special tokens. A caption that hits
+            A caption a frame, of clean text: one line, no special tokens. A caption that hits
             `max_new_tokens` ends at its last full sentence when it has one.
 
         Raises:
             ValueError: Frames of another shape or type, or `batch_size` below 1.
         """
-        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype.name != "uint8":
-            raise ValueError(
-                f"frames must be uint8 of shape (T, H, W, 3), got {frames.dtype} {frames.shape}"
-            )
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1: {batch_size}")
-        captions: list[str] = []
-        with self._lock:
-            for start in range(0, len(frames), batch_size):
-                texts, flops = self._caption_batch(frames[start : start + batch_size])
-                captions.extend(texts)
-                if spent is not None:
-                    spent.flops += flops
-        return captions
+        return [written.text for written in self._written(frames, batch_size)]
 
     def describe(
-        self, clips: Sequence[Clip], batch_size: int = 8, spent: Spent | None = None
+        self,
+        clips: Sequence[Clip],
+        batch_size: int | None = None,
+        spent: Sequence[Spent] | None = None,
     ) -> list[tuple[Caption, ...]]:
         """Of each clip one caption per frame, with its time (Algorithm 1, line 14).
 
         Args:
-            clips: One or more, with frames of one size; batches hold frames of several clips.
-            batch_size: Frames per forward pass.
-            spent: Is charged what all of them cost, as in `caption`.
+            clips: Frames of several share a forward pass.
+            batch_size: Frames per forward pass, as in `caption`.
+            spent: One a clip; is charged the floating-point operations, without the padding to captions of other
+                clips. Its tokens, a vision-language model's, stay.
         """
-        import numpy as np
+        written = iter(
+            self._written([frame for clip in clips for frame in clip.frames], batch_size)
+        )
+        found: list[tuple[Caption, ...]] = []
+        for number, clip in enumerate(clips):
+            own = [next(written) for _ in clip.frames]
+            times = clip.timestamps.tolist()
+            found.append(
+                tuple(Caption(time_s=t, text=one.text) for t, one in zip(times, own, strict=True))
+            )
+            if spent is not None:
+                spent[number].flops += self._flops(own)
+        return found
 
-        frames = np.concatenate([clip.frames for clip in clips])
-        texts = iter(self.caption(frames, batch_size, spent))
-        return [
-            tuple(Caption(time_s=float(time), text=next(texts)) for time in clip.timestamps)
-            for clip in clips
-        ]
+    def _flops(self, written: Sequence[_Written]) -> float:
+        """What the frames of one clip cost: in each pass all of them run as long as the longest."""
+        total = 0.0
+        for _, some in itertools.groupby(written, lambda one: one.batch):
+            passed = list(some)
+            longest = max(passed, key=lambda one: one.tokens)
+            size, read = longest.size, longest.read
+            total += len(passed) * caption_flops(self.model.config, size, read, longest.tokens)
+        return total
 
-    def _caption_batch(self, frames: np.ndarray) -> tuple[list[str], float]:
-        """Captions, and the floating-point operations of all."""
+    def _written(
+        self, frames: Sequence[np.ndarray] | np.ndarray, batch_size: int | None
+    ) -> list[_Written]:
+        for frame in frames:
+            if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype.name != "uint8":
+                raise ValueError(
+                    f"a frame must be uint8 of shape (H, W, 3), got {frame.dtype} {frame.shape}"
+                )
+        if batch_size is None:
+            batch_size = 8 if self.device.type == "cpu" else 32
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1: {batch_size}")
+        found: list[_Written] = []
+        with self._lock:
+            for start in range(0, len(frames), batch_size):
+                found += self._caption_batch(frames[start : start + batch_size], start)
+        return found
+
+    def _caption_batch(
+        self, frames: Sequence[np.ndarray] | np.ndarray, number: int
+    ) -> list[_Written]:
         import torch
 
         inputs = self.processor(
@@ -197,12 +225,34 @@ class Captioner:
         tokenizer = self.processor.tokenizer
         texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
         # The first token is the decoder's start token, which may itself be the end token.
-        ended = (generated[:, 1:] == tokenizer.eos_token_id).any(dim=1).tolist()
+        ends = generated[:, 1:] == tokenizer.eos_token_id
+        ended = ends.any(dim=1).tolist()
+        lengths = torch.where(ends.any(dim=1), ends.int().argmax(dim=1) + 1, ends.shape[1]).tolist()
         height, width = inputs["pixel_values"].shape[-2:]
-        read, written = inputs["input_ids"].shape[1], generated.shape[1] - 1
-        flops = len(frames) * caption_flops(self.model.config, (height, width), read, written)
-        clean = [clean_caption(text, complete) for text, complete in zip(texts, ended, strict=True)]
-        return clean, flops
+        read = inputs["input_ids"].shape[1]
+        return [
+            _Written(clean_caption(text, complete), length, number, (height, width), read)
+            for text, complete, length in zip(texts, ended, lengths, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A caption, and what tells its cost.
+
+    Attributes:
+        text: clean.
+        tokens: written, with that which ends it.
+        batch: the pass that it came from.
+        size: height and width of the frame as the model read it.
+        read: tokens of the prompt.
+    """
+
+    text: str
+    tokens: int
+    batch: int
+    size: tuple[int, int]
+    read: int
 
 
 def clean_caption(text: str, complete: bool = True) -> str:

@@ -1,18 +1,20 @@
 """The cascade: S1 where it is sure and at home, S2 for the rest (the paper's Algorithm 2).
 
-Knows routing, and how a system is put together from a bundle or a model. Everything that fails becomes
+Knows routing; how a system is put together is the matter of `assembly`. Everything that fails becomes
 a Verdict that says so; nothing that failed is ever safe.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Literal
 
-from safelens import __version__
+from safelens.assembly import Encoding, EncodingError, Parts, PolicyEncoding, default_device
 from safelens.bundle import Bundle, BundleError, ClipSettings
 from safelens.outcome import Decision, Decoded, Outcome
 from safelens.pipeline import Case, Pipeline
@@ -20,16 +22,15 @@ from safelens.policy import Policy
 from safelens.remote_batch import RemoteBatch
 from safelens.remote_deliberate import Remote, RemoteDeliberator
 from safelens.thresholds import Thresholds
-from safelens.verdict import Caption, Evidence, Provenance, Verdict
+from safelens.verdict import Evidence, Provenance, Region, Verdict
 from safelens.video import Clip, ClipOptions, VideoError, VideoReader
 from safelens.vlm_cost import Spent
 
 if TYPE_CHECKING:
     from safelens.captioner import Captioner
     from safelens.deliberate import Deliberated, Deliberator
-    from safelens.domain import DomainGuard
-    from safelens.screen import Layout, ProbeReader, Screened, Screener
-    from safelens.vlm import VisionLanguageModel
+    from safelens.reading import Layout
+    from safelens.screen import Screened, Screener
     from safelens.vlm_cache import Context
     from safelens.vlm_decoding import Decoding, Finished
 
@@ -45,7 +46,7 @@ class Moderation:
 
 
 class SafeLens:
-    """The whole system for one policy. Use as a context manager: it owns a decoding process.
+    """The whole system for one policy. Use as a context manager: it owns decoding processes.
 
     Args:
         screener: S1.
@@ -55,6 +56,7 @@ class SafeLens:
         provenance: stands in every verdict.
         clip: sampling of frames.
         outside_domain: what happens to a clip that the domain guard does not know.
+        decoders: processes that decode, each a video at a time; one for every four cores by default.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class SafeLens:
         provenance: Provenance,
         clip: ClipSettings,
         outside_domain: Literal["escalate", "refuse"] = "escalate",
+        decoders: int | None = None,
     ) -> None:
         self.screener = screener
         self._s2 = deliberator
@@ -76,7 +79,13 @@ class SafeLens:
         self.outside_domain = outside_domain
         self.policy = screener.policy
         self._outcome = Outcome(screener.policy, provenance)
-        self._reader = VideoReader(ClipOptions(**clip.model_dump()))
+        options = ClipOptions(**clip.model_dump())
+        self.decoders = decoders or max(1, (os.cpu_count() or 1) // 4)
+        self._readers = [VideoReader(options) for _ in range(self.decoders)]
+        self._idle: SimpleQueue[VideoReader] = SimpleQueue()
+        for reader in self._readers:
+            self._idle.put(reader)
+        self._parts: Parts | None = None
 
     # -- construction -----------------------------------------------------------------------------
 
@@ -87,71 +96,60 @@ class SafeLens:
         *,
         policy: str | Path | Policy | None = None,
         tau: float | None = None,
+        prune: float | None = None,
+        policy_cache: str | Path | None = None,
         keyframe_shift_s: float | None = None,
         device: str | None = None,
         remote: Remote | None = None,
     ) -> SafeLens:
-        """Build from a bundle.
+        """Build from a bundle, which says how its policy is read: its model was trained so.
 
         Args:
             bundle: name, directory or hub id.
-            policy: policy, file or name in place of the bundle's; its category ids must be the probe's classes.
+            policy: policy, file or name in place of the bundle's. Its classes must be the probe's, or the
+                bundle's models be made for other policies: then S1 scores the label answers, and tau is at least
+                that of a model without calibration.
             tau: in place of the bundle's, for all classes.
+            prune: share of a video's tokens to keep, in place of the bundle's.
+            policy_cache: folder in which categories that were read alone are kept for the next time.
             keyframe_shift_s: in place of the bundle's; see `ClipOptions`.
             device: where the models run; the accelerator if there is one, by default.
-            remote: the server on which S2 runs; the bundle's own reasoner is not loaded then.
+            remote: the server on which S2 runs; the bundle's own reasoner is not loaded then, and the
+                policy is one text there.
 
         Raises:
-            BundleError: the bundle or the policy cannot be used.
+            BundleError: the bundle cannot be used, or not in this way.
             EndpointStop: the server's address or key cannot be used.
             ModelLoadError: a vision-language model or adapter of it cannot be loaded.
             CaptionerError: its captioner cannot be loaded.
             PolicyError: the policy file is wrong.
             ValueError: `keyframe_shift_s` is out of range.
+            OSError: the policy cache cannot be written.
         """
-        from safelens.captioner import Captioner
-        from safelens.screen import Screener
-        from safelens.vlm import VisionLanguageModel
-        from safelens.vlm_loading import quiet
-
         found = Bundle.load(bundle)
-        s, screen, deliberate = found.settings, found.settings.screen, found.settings.deliberate
+        s = found.settings
+        keep, layer = (None, None) if s.prune is None else (s.prune.keep, s.prune.layer)
         chosen = found.policy if policy is None else policy
         if not isinstance(chosen, Policy):
             chosen = Policy.load(chosen)
         found.check_policy(chosen)
-        server = None if remote is None else RemoteDeliberator(remote, chosen, layout=s.layout)
-        device = device or default_device()
-        pixels = screen.frame_pixels
-        vlm = VisionLanguageModel.load(found.path(screen.model), device=device, frame_pixels=pixels)
-        reader, guard = _reader_and_guard(found, vlm.hidden_size, device)
-        deliberator = server or _deliberator(found, chosen, vlm, device)
-        with quiet():
-            captioner = Captioner.load(
-                found.path(deliberate.captioner),
-                device,
-                max_new_tokens=deliberate.max_caption_tokens,
+        try:
+            encoding = Encoding(
+                s.policy_encoding,
+                keep=keep if prune is None else prune,
+                layer=layer,
+                folder=None if policy_cache is None else Path(policy_cache).expanduser(),
             )
-        thresholds = s.thresholds if tau is None else Thresholds(tau)
-        clip = s.clip.with_keyframes(keyframe_shift_s)
-        return cls(
-            Screener(vlm, chosen, reader=reader, guard=guard, layout=s.layout),
-            deliberator,
-            captioner,
-            thresholds=thresholds,
-            provenance=_provenance(
-                chosen,
-                thresholds,
-                s.layout,
-                clip,
-                bundle=f"{s.name} {s.version}",
-                sha256=found.sha256,
-                knows=s.knows,
-                server=server,
-            ),
-            clip=clip,
-            outside_domain=s.outside_domain,
+        except EncodingError as error:
+            raise BundleError(f"bundle {s.name}: {error}") from error
+        parts = Parts.of_bundle(
+            found,
+            encoding=encoding,
+            clip=s.clip.with_keyframes(keyframe_shift_s),
+            device=device or default_device(),
+            remote=remote,
         )
+        return cls._of(parts, chosen, tau)
 
     @classmethod
     def zero_shot(
@@ -159,9 +157,12 @@ class SafeLens:
         model: str | Path,
         *,
         captioner: str | Path | None = None,
-        policy: str | Path = "default",
+        policy: str | Path | Policy = "default",
         tau: float | None = None,
         layout: Layout = "policy_first",
+        policy_encoding: PolicyEncoding = "sequential",
+        prune: float | None = None,
+        policy_cache: str | Path | None = None,
         keyframe_shift_s: float | None = None,
         device: str | None = None,
         remote: Remote | None = None,
@@ -171,9 +172,12 @@ class SafeLens:
         Args:
             model: hub id or directory.
             captioner: Florence-2's hub id or directory; None deliberates without captions.
-            policy: file or name.
+            policy: policy, file or name.
             tau: 0.9 by default.
             layout: order of the prompt.
+            policy_encoding: whether the policy is one text, or each category is read alone.
+            prune: share of a video's tokens to keep; all by default.
+            policy_cache: see :meth:`load`.
             keyframe_shift_s: 0 by default; see `ClipOptions`.
             device: where the models run.
             remote: the server on which S2 runs, in place of this model.
@@ -183,32 +187,64 @@ class SafeLens:
             ModelLoadError: the model cannot be loaded.
             CaptionerError: the captioner cannot be loaded.
             PolicyError: the policy file is wrong.
+            EncodingError: `prune` is out of range, or it or the cache needs categories that are read alone.
             ValueError: `keyframe_shift_s` is out of range.
+            OSError: the policy cache cannot be written.
         """
-        from safelens.captioner import Captioner
-        from safelens.deliberate import Deliberator
-        from safelens.screen import Screener
-        from safelens.vlm import VisionLanguageModel
-        from safelens.vlm_loading import quiet
-
-        chosen = Policy.load(policy)
-        server = None if remote is None else RemoteDeliberator(remote, chosen, layout=layout)
-        device = device or default_device()
-        vlm = VisionLanguageModel.load(model, device=device)
-        with quiet():
-            eyes = None if captioner is None else Captioner.load(captioner, device)
-        thresholds = Thresholds(0.9 if tau is None else tau)
-        clip = ClipSettings().with_keyframes(keyframe_shift_s)
-        return cls(
-            Screener(vlm, chosen, layout=layout),
-            server or Deliberator(vlm, chosen, adapter=None, layout=layout),
-            eyes,
-            thresholds=thresholds,
-            provenance=_provenance(
-                chosen, thresholds, layout, clip, bundle=f"zero-shot {model}", server=server
-            ),
-            clip=clip,
+        chosen = policy if isinstance(policy, Policy) else Policy.load(policy)
+        folder = None if policy_cache is None else Path(policy_cache).expanduser()
+        encoding = Encoding(policy_encoding, keep=prune, folder=folder)
+        parts = Parts.of_model(
+            model,
+            captioner=captioner,
+            encoding=encoding,
+            layout=layout,
+            clip=ClipSettings().with_keyframes(keyframe_shift_s),
+            device=device or default_device(),
+            remote=remote,
         )
+        return cls._of(parts, chosen, tau)
+
+    def for_policy(self, policy: str | Path | Policy, *, tau: float | None = None) -> SafeLens:
+        """The same models under another policy, such as another tenant's, beside this system.
+
+        Categories that were read alone are shared: only those that are new are read.
+
+        Args:
+            policy: policy, file or name.
+            tau: as in :meth:`load`.
+
+        Raises:
+            PolicyError: the policy file is wrong.
+            BundleError: the bundle is not made for this policy.
+            RuntimeError: this system was not made by :meth:`load` or :meth:`zero_shot`.
+        """
+        if self._parts is None:
+            raise RuntimeError("only what was loaded from a bundle or model can change its policy")
+        chosen = policy if isinstance(policy, Policy) else Policy.load(policy)
+        if self._parts.bundle is not None:
+            self._parts.bundle.check_policy(chosen)
+        return self._of(self._parts, chosen, tau)
+
+    @classmethod
+    def _of(cls, parts: Parts, policy: Policy, tau: float | None) -> SafeLens:
+        thresholds = parts.thresholds(policy) if tau is None else Thresholds(tau)
+        screener = parts.screener(policy)
+        deliberator = parts.deliberator(policy, screener)
+        server = deliberator if isinstance(deliberator, RemoteDeliberator) else None
+        lens = cls(
+            screener,
+            deliberator,
+            parts.captioner,
+            thresholds=thresholds,
+            provenance=parts.provenance(policy, thresholds, server),
+            clip=parts.clip,
+            outside_domain="escalate"
+            if parts.bundle is None
+            else parts.bundle.settings.outside_domain,
+        )
+        lens._parts = parts
+        return lens
 
     def __enter__(self) -> SafeLens:
         return self
@@ -217,8 +253,9 @@ class SafeLens:
         self.close()
 
     def close(self) -> None:
-        """End the decoding process, and connections to a server."""
-        self._reader.close()
+        """End the decoding processes, and connections to a server."""
+        for reader in self._readers:
+            reader.close()
         if self.remote is not None:
             self.remote.close()
 
@@ -246,7 +283,7 @@ class SafeLens:
         """Moderate videos in order; memory stays bounded however many there are.
 
         While the model works, the next videos are decoded; see :class:`Pipeline`. Closing the iterator early
-        waits for the file that is being decoded, and starts no other.
+        waits for the files that are being decoded, and starts no other.
         """
         for case in Pipeline(self, paths).run():
             assert case.verdict is not None
@@ -255,17 +292,20 @@ class SafeLens:
     # -- the stages, as the pipeline calls them -----------------------------------------------------
 
     def decode(self, path: str) -> Decoded:
-        """Sample a video's frames; a file that gives none becomes an error."""
+        """Sample a video's frames; a file that gives none becomes an error. Threads may call it together."""
+        reader = self._idle.get()
         began = time.perf_counter()
         clip: Clip | None = None
         error: VideoError | None = None
         try:
-            clip = self._reader.read(path)
+            clip = reader.read(path)
         except VideoError as failure:
             error = failure
         except Exception as failure:
             message = f"{path}: the video could not be read ({failure or type(failure).__name__})"
             error = VideoError("unreadable", message)
+        finally:
+            self._idle.put(reader)
         return Decoded(path, {"decode": time.perf_counter() - began}, clip, error)
 
     def unreadable(self, video: Decoded) -> Verdict:
@@ -302,25 +342,15 @@ class SafeLens:
             return RemoteBatch(self.remote)
         return self.deliberator.decoding()
 
-    def begin(self, case: Case, under_way: UnderWay) -> None:
-        """Describe a video's frames and hand it to S2; what fails becomes the verdict."""
-        try:
-            watching = Spent()
-            case.captions = self._captions(case.video, case.clip, watching)
-            scores = case.screened.scores
-            if isinstance(under_way, RemoteBatch):
-                case.spent = [case.screened.spent, watching]
-                case.video.timing["deliberate"] = 0.0
-                under_way.admit(case, case.clip, case.captions, scores)
-                return
-            began = time.perf_counter()
-            context, spent = self._context(case)
-            case.spent = [*spent, watching]
-            case.video.timing["deliberate"] = time.perf_counter() - began
-            program = self.deliberator.program(case.captions, scores, context.spent)
-            under_way.admit(case, context, program)
-        except Exception as error:
-            case.verdict = self._outcome.model_error(case.video, error)
+    def begin(self, cases: Sequence[Case], under_way: UnderWay) -> None:
+        """Describe the frames of some videos and hand them to S2; what fails becomes the verdict."""
+        self._watch(cases)
+        for case in cases:
+            if case.verdict is None:
+                try:
+                    self._admit(case, under_way)
+                except Exception as error:
+                    case.verdict = self._outcome.model_error(case.video, error)
 
     def conclude(self, ended: Finished[Case, Deliberated]) -> None:
         """Make the verdict of a video that S2 is done with.
@@ -353,7 +383,14 @@ class SafeLens:
         flags = {c.id: c.id == s1.label for c in self.policy.categories}
         decision = Decision("screen", flags, s1.scores)
         evidence = self._evidence(video, clip, s1, decision)
-        return self._outcome.decided(video, s1, decision, evidence=evidence, spent=[s1.spent])
+        return self._outcome.decided(
+            video,
+            s1,
+            decision,
+            evidence=evidence,
+            regions=self._regions(clip, s1, decision),
+            spent=[s1.spent],
+        )
 
     def _verdict_of_s2(self, case: Case, s2: Deliberated) -> Verdict:
         """Algorithm 2, line 12 on."""
@@ -364,6 +401,7 @@ class SafeLens:
             case.screened,
             decision,
             evidence=evidence,
+            regions=self._regions(case.clip, case.screened, decision),
             spent=case.spent if s2.spent is None else [*case.spent, s2.spent],
             captions=case.captions,
             s2=s2,
@@ -377,13 +415,39 @@ class SafeLens:
         context = self.deliberator.read_video(case.clip)
         return context, [s1.spent, context.spent]
 
-    def _captions(self, video: Decoded, clip: Clip, spent: Spent) -> tuple[Caption, ...]:
+    def _watch(self, cases: Sequence[Case]) -> None:
+        """Give videos their captions. Where several together fail, each is tried alone."""
         if self.captioner is None:
-            return ()
+            return
         began = time.perf_counter()
-        [captions] = self.captioner.describe([clip], spent=spent)
-        video.timing["caption"] = time.perf_counter() - began
-        return captions
+        meters = [Spent() for _ in cases]
+        try:
+            found = self.captioner.describe([case.clip for case in cases], spent=meters)
+        except Exception as error:
+            if len(cases) == 1:
+                cases[0].verdict = self._outcome.model_error(cases[0].video, error)
+            else:
+                for case in cases:
+                    self._watch([case])
+            return
+        for case, captions, spent in zip(cases, found, meters, strict=True):
+            case.captions, case.spent = captions, [spent]
+            case.video.timing["caption"] = (time.perf_counter() - began) / len(cases)
+
+    def _admit(self, case: Case, under_way: UnderWay) -> None:
+        """Hand a video and its captions to S2."""
+        scores = case.screened.scores
+        if isinstance(under_way, RemoteBatch):
+            case.spent = [case.screened.spent, *case.spent]
+            case.video.timing["deliberate"] = 0.0
+            under_way.admit(case, case.clip, case.captions, scores)
+            return
+        began = time.perf_counter()
+        context, spent = self._context(case)
+        case.spent = [*spent, *case.spent]
+        case.video.timing["deliberate"] = time.perf_counter() - began
+        program = self.deliberator.program(case.captions, scores, context.spent)
+        under_way.admit(case, context, program)
 
     def _evidence(
         self, video: Decoded, clip: Clip, s1: Screened, decision: Decision
@@ -395,100 +459,5 @@ class SafeLens:
         video.timing["evidence"] = time.perf_counter() - began
         return found
 
-
-def _reader_and_guard(
-    found: Bundle, width: int, device: str
-) -> tuple[ProbeReader | None, DomainGuard | None]:
-    """The bundle's probe and domain guard, made for hidden states of this width.
-
-    Raises:
-        BundleError: they are damaged or belong to another model.
-    """
-    from safelens.domain import DomainGuard
-    from safelens.domain_features import domain_width
-    from safelens.probe import RollingAttentionProbe
-    from safelens.screen import ProbeReader
-
-    name, screen = found.settings.name, found.settings.screen
-    reader, guard = None, None
-    try:
-        if screen.probe is not None:
-            probe = RollingAttentionProbe.load(found.path(screen.probe), device)
-            reader = ProbeReader(probe, screen.temperature)
-        if screen.domain is not None:
-            guard = DomainGuard.load(found.path(screen.domain))
-    except (FileNotFoundError, ValueError) as error:
-        raise BundleError(f"bundle {name}: {error}") from error
-    if reader is not None and reader.probe.config.input_dim != width:
-        raise BundleError(
-            f"bundle {name}: the probe {screen.probe!r} reads states of width "
-            f"{reader.probe.config.input_dim}, but the model {screen.model!r} gives {width}; "
-            "use the model that the probe was trained on"
-        )
-    if guard is not None and guard.width != domain_width(width):
-        raise BundleError(
-            f"bundle {name}: the domain guard {screen.domain!r} reads {guard.width} features, "
-            f"but the model {screen.model!r} gives {domain_width(width)}; use the model that it was fitted on"
-        )
-    return reader, guard
-
-
-def _deliberator(
-    found: Bundle, policy: Policy, embedder: VisionLanguageModel, device: str
-) -> Deliberator:
-    """The bundle's S2: on the embedder's cache, or a model of its own.
-
-    Raises:
-        ModelLoadError: its model or adapter cannot be loaded.
-    """
-    from safelens.deliberate import ADAPTER, Deliberator
-    from safelens.vlm import VisionLanguageModel
-
-    settings, pixels = found.settings.deliberate, found.settings.screen.frame_pixels
-    reasoner = embedder
-    if settings.model is not None:
-        reasoner = VisionLanguageModel.load(
-            found.path(settings.model), device=device, frame_pixels=pixels
-        )
-    if settings.adapter is not None:
-        reasoner.load_adapter(found.path(settings.adapter), ADAPTER)
-    return Deliberator(
-        reasoner,
-        policy,
-        adapter=None if settings.adapter is None else ADAPTER,
-        max_new_tokens=settings.max_new_tokens,
-        layout=found.settings.layout,
-    )
-
-
-def _provenance(
-    policy: Policy,
-    thresholds: Thresholds,
-    layout: str,
-    clip: ClipSettings,
-    *,
-    bundle: str,
-    sha256: str | None = None,
-    knows: str | None = None,
-    server: RemoteDeliberator | None = None,
-) -> Provenance:
-    return Provenance(
-        package=__version__,
-        bundle=bundle,
-        bundle_sha256=sha256,
-        policy=policy.id,
-        policy_sha256=policy.sha256,
-        tau=thresholds.tau,
-        taus=dict(thresholds.taus) or None,
-        layout=layout,
-        keyframe_shift_s=clip.keyframe_shift_s or None,
-        knows=knows,
-        remote=None if server is None else server.provenance,
-    )
-
-
-def default_device() -> str:
-    """Where models run if nothing else is asked for: the accelerator if there is one."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    def _regions(self, clip: Clip, s1: Screened, decision: Decision) -> list[Region]:
+        return [r for name in decision.flagged for r in self.screener.regions(s1, clip, name)]

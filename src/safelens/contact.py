@@ -1,6 +1,6 @@
 """The contact sheet: a clip's frames side by side, with their times and the evidence outlined.
 
-Knows pictures and times. Knows nothing of verdicts beyond their evidence, and nothing of pages.
+Knows pictures and times. Knows nothing of verdicts beyond their evidence and regions, and nothing of pages.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
-    from safelens.verdict import Evidence
+    from safelens.verdict import Evidence, Region
     from safelens.video import Clip
 
 MAX_SHOWN = 48
@@ -30,6 +30,7 @@ _BACKGROUND = (22, 24, 29)
 _BADGE = (12, 13, 16)
 _INK = (250, 250, 250)
 _RED = (214, 40, 46)
+_YELLOW = (255, 204, 0)
 
 
 def evidence_frames(timestamps: np.ndarray, evidence: Sequence[Evidence]) -> np.ndarray:
@@ -68,12 +69,21 @@ def grid(count: int) -> tuple[int, int]:
     return math.ceil(count / rows), rows
 
 
-def contact_sheet(clip: Clip, evidence: Sequence[Evidence] = (), *, quality: int = 82) -> bytes:
+def contact_sheet(
+    clip: Clip,
+    evidence: Sequence[Evidence] = (),
+    regions: Sequence[Region] = (),
+    *,
+    quality: int = 82,
+) -> bytes:
     """Draw a clip's frames in a grid, each with its time; frames with evidence are outlined in red.
+
+    Where a category looked is a thin yellow box with the category's id in the frames of its stretch.
 
     Args:
         clip: at least one frame.
         evidence: stretches of the clip's time.
+        regions: boxes within the frames of such stretches.
         quality: of the JPEG, 1 to 95.
 
     Returns:
@@ -87,6 +97,7 @@ def contact_sheet(clip: Clip, evidence: Sequence[Evidence] = (), *, quality: int
     shown = shown_frames(len(clip.frames))
     times = clip.timestamps[shown]
     marked = evidence_frames(times, evidence)
+    boxes = [(region, evidence_frames(times, [region])) for region in regions]
     columns, rows = grid(len(shown))
     height, width = clip.frames.shape[1:3]
     # Frames fill the sheet's width, but are not blown up far beyond what was decoded.
@@ -98,17 +109,39 @@ def contact_sheet(clip: Clip, evidence: Sequence[Evidence] = (), *, quality: int
     sheet = Image.new("RGB", (columns * step[0] + _GAP, rows * step[1] + _GAP), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(max(12, min(16, cell // 11)))
+    small = ImageFont.load_default(11)
     for place, index in enumerate(shown):
         x = _GAP + place % columns * step[0]
         y = _GAP + place // columns * step[1]
         frame = Image.fromarray(clip.frames[index]).resize(size, Image.Resampling.LANCZOS)
         box = (x, y, x + step[0] - _GAP, y + step[1] - _GAP)
-        sheet.paste(frame, (x + (box[2] - x - size[0]) // 2, y + (box[3] - y - size[1]) // 2))
+        corner = x + (box[2] - x - size[0]) // 2, y + (box[3] - y - size[1]) // 2
+        sheet.paste(frame, corner)
+        for region, frames in boxes:
+            if frames[place]:
+                _region(draw, region, corner, size, small)
         _label(draw, box, f"{times[place]:.1f} s", font, red=bool(marked[place]))
     out = io.BytesIO()
     # 4:4:4 keeps the thin red outline from bleeding.
     sheet.save(out, "JPEG", quality=quality, subsampling=0, optimize=True)
     return out.getvalue()
+
+
+def _region(
+    draw: ImageDraw.ImageDraw,
+    region: Region,
+    corner: tuple[int, int],
+    size: tuple[int, int],
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> None:
+    left, right = (corner[0] + round(share * size[0]) for share in (region.left, region.right))
+    top, bottom = (corner[1] + round(share * size[1]) for share in (region.top, region.bottom))
+    draw.rectangle(
+        (left, top, max(left, right - 1), max(top, bottom - 1)), outline=_YELLOW, width=2
+    )
+    wide, high = draw.textbbox((0, 0), region.category, font=font)[2:]
+    draw.rectangle((left, top, left + wide + 5, top + high + 3), fill=_YELLOW)
+    draw.text((left + 3, top + 1), region.category, fill=_BADGE, font=font)
 
 
 def _label(

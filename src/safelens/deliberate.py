@@ -18,7 +18,7 @@ import torch
 from safelens import prompts
 from safelens.policy import Policy
 from safelens.prompts import FALSE, TRUE
-from safelens.screen import Layout, layout_of
+from safelens.reading import Layout, Prompt, SequentialPrompt
 from safelens.verdict import Caption
 from safelens.video import Clip
 from safelens.vlm import VisionLanguageModel
@@ -60,7 +60,8 @@ class Deliberator:
         policy: gives request, answer and classes.
         adapter: LoRA adapter that is switched on after the question; None for a model that needs none.
         max_new_tokens: budget for description and explanation.
-        layout: order of the prompt, of use where the model is not S1's.
+        layout: order of the prompt, where none is given; of use where the model is not S1's.
+        prompt: how the policy is put to the model, S1's where it is S1's model; as one text by default.
 
     Attributes:
         guess: whether passes also run tokens that are guessed; the answer is the same.
@@ -76,13 +77,14 @@ class Deliberator:
         adapter: str | None = ADAPTER,
         max_new_tokens: int = 256,
         layout: Layout = "policy_first",
+        prompt: Prompt | None = None,
     ) -> None:
         self.vlm = vlm
-        self.policy = policy
+        self.prompt = prompt or SequentialPrompt(vlm, policy, layout)
+        self.policy = policy = self.prompt.policy
         self.adapter = adapter
         self.max_new_tokens = max_new_tokens
-        self.parts = layout_of(vlm, policy, layout)
-        self._head: Context | None = None
+        self.parts = self.prompt.parts
         self._skeleton = [vlm.ids(piece).tolist() for piece in prompts.answer_skeleton(policy)]
         self._options = {
             flag: vlm.ids(text).tolist() for flag, text in ((True, TRUE), (False, FALSE))
@@ -92,10 +94,8 @@ class Deliberator:
 
     def read_video(self, clip: Clip) -> Context:
         """Prefill policy, video and question on this model: only where S1 ran on another model."""
-        if self._head is None:
-            self._head = self.vlm.prefill_text(self.parts.head)
         videos = self.vlm.encode_videos([clip.frames], [clip.timestamps])
-        return self.vlm.prefill_videos(self._head, videos, self.parts.tail).context(0)
+        return self.prompt.prefill(videos).context(0)
 
     def decoding(self) -> Decoding[Any, Deliberated]:
         """A batch in which the programs of several videos can run."""

@@ -19,6 +19,7 @@ from safelens.verdict import (
     ErrorInfo,
     Evidence,
     Provenance,
+    Region,
     Stage,
     Verdict,
 )
@@ -92,6 +93,7 @@ class Outcome:
         *,
         evidence: Sequence[Evidence],
         spent: Sequence[Spent],
+        regions: Sequence[Region] = (),
         captions: Sequence[Caption] = (),
         s2: Deliberated | None = None,
     ) -> Verdict:
@@ -119,6 +121,7 @@ class Outcome:
             explanation=s2.explanation if s2 else None,
             captions=list(captions),
             evidence=list(evidence),
+            regions=list(regions),
             error=truncated(clip) if clip.truncated else None,
             cost=_cost(spent),
         )

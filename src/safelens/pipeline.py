@@ -4,6 +4,7 @@ Knows order, batches and bounds. What a stage does, and what is decided, is the 
 
 S1 and S2 share one model, so only one of them runs at a time. S2 is bound by reading the weights, once for
 all videos that it is writing about: so as long as it has room for more, and videos are waiting, S1 goes first.
+Where S2 is on a server, S1 always does.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,12 +91,14 @@ class Pipeline:
 
     def run(self) -> Iterator[Case]:
         """Videos with their verdicts, in order; a slow one holds up those behind it, and none before it."""
-        reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="safelens-decode")
+        readers = ThreadPoolExecutor(
+            max_workers=self._cascade.decoders, thread_name_prefix="safelens-decode"
+        )
         try:
             while True:
                 room = min(UNDER_WAY - len(self._order), AHEAD - len(self._unread))
                 for path in itertools.islice(self._paths, max(0, room)):
-                    case = Case(reader.submit(self._cascade.decode, str(path)))
+                    case = Case(readers.submit(self._cascade.decode, str(path)))
                     self._order.append(case)
                     self._unread.append(case)
                 if not self._order:
@@ -103,16 +106,17 @@ class Pipeline:
                 if self._order[0].verdict is not None:
                     yield self._order.popleft()
                 elif not self._work():
-                    self._unread[0].decoding.result()
+                    wait([case.decoding for case in self._unread], return_when=FIRST_COMPLETED)
         finally:
-            reader.shutdown(wait=True, cancel_futures=True)
+            readers.shutdown(wait=True, cancel_futures=True)
 
     def _work(self) -> bool:
         """Whatever the models can do now; False where all depends on videos that are still being decoded."""
         under_way = self._deliberations
         if self._unsure and under_way.free:
-            self._cascade.begin(self._unsure.popleft(), under_way)
-        elif (not len(under_way) or under_way.free) and (batch := self._decoded()):
+            count = min(under_way.free, len(self._unsure))
+            self._cascade.begin([self._unsure.popleft() for _ in range(count)], under_way)
+        elif self._may_screen() and (batch := self._decoded()):
             self._screen(batch)
         elif len(under_way):
             for ended in under_way.step():
@@ -120,6 +124,10 @@ class Pipeline:
         else:
             return False
         return True
+
+    def _may_screen(self) -> bool:
+        under_way = self._deliberations
+        return not under_way.here or not len(under_way) or under_way.free > 0
 
     def _decoded(self) -> list[Case]:
         """The oldest video that is decoded, and others that are most like it in length."""

@@ -11,7 +11,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -199,6 +199,11 @@ class Policy:
     def labels(self) -> tuple[str, ...]:
         """Category ids in policy order, then "safe": the order of the probe's classes."""
         return (*(c.id for c in self.categories), SAFE)
+
+    def by_name(self) -> Policy:
+        """The same policy with its categories in the order of their names."""
+        ordered = sorted(self.categories, key=lambda c: name_key(c.name))
+        return replace(self, categories=tuple(ordered))
 
     def category(self, category_id: str) -> Category:
         """The category with this id.

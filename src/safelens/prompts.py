@@ -25,6 +25,9 @@ _INTRO = (
     "Flag what a [BLOCKED] rule describes, unless an [ALLOWED] rule permits it."
 )
 _MOST_RELEVANT = "Set the value to true ONLY for the most relevant categories found in the video."
+_FORM_AFTER_VIDEO = 12
+"""Most categories whose answer's form follows the video. That of more follows the rules instead: it would be read
+anew with every video, and cost more than the video."""
 _CAPTIONS = (
     "For convenience, a frame-level description of the video is provided below for your analysis."
     "\nFRAMES_LEVEL_ANALYSIS:"
@@ -70,21 +73,48 @@ class Response:
 
 
 def policy_prompt(policy: Policy) -> str:
-    """The system message: what to do, then every category with its core value and rules."""
+    """The system message: what to do, then every category with its core value and rules; for many, the answer's form."""
     blocks = [_INTRO]
     for number, category in enumerate(policy.categories, start=1):
-        lines = [f"{number}. {category.name}", f"Core Value: {category.core_value}"]
-        lines += [f"[{rule.kind.upper()}] {rule.text}" for rule in category.rules]
-        blocks.append("\n".join(lines))
+        blocks.append(f"{number}. {_category_text(category)}")
+    if len(policy.categories) > _FORM_AFTER_VIDEO:
+        blocks.append(_form(policy))
     return "\n\n".join(blocks)
 
 
+def policy_intro() -> str:
+    """What comes before the categories where each is read alone."""
+    return f"{_INTRO}\n\n"
+
+
+def category_block(category: Category) -> str:
+    """A category as it is read alone: between anchors, without a number, since no place is its own."""
+    return f"<policy>\n{_category_text(category)}\n</policy>\n"
+
+
+def _category_text(category: Category) -> str:
+    lines = [category.name, f"Core Value: {category.core_value}"]
+    return "\n".join([*lines, *(f"[{rule.kind.upper()}] {rule.text}" for rule in category.rules)])
+
+
 def question(policy: Policy) -> str:
-    """What follows the video: the question and the answer format with every category name."""
+    """What follows the video: the question, and the answer's form with every category name unless they are many."""
+    asked = f"Which categories of the policy does the video violate? {_MOST_RELEVANT}"
+    if len(policy.categories) > _FORM_AFTER_VIDEO:
+        return asked
+    return f"{asked}\n{_form(policy)}"
+
+
+def _form(policy: Policy) -> str:
     names = ", ".join(f"{_quoted(c.name)}: bool" for c in policy.categories)
+    return f"GUARDRAIL: {{{names}}}"
+
+
+def open_question() -> str:
+    """The question where categories are read alone: it names none, so none comes first or last in it."""
     return (
         "Which categories of the policy does the video violate? "
-        f"{_MOST_RELEVANT}\nGUARDRAIL: {{{names}}}"
+        f'{_MOST_RELEVANT}\nGUARDRAIL: {{"category": bool, ...}}'
     )
 
 

@@ -29,7 +29,12 @@ class RemoteBatch(Generic[Key]):
 
     Args:
         deliberator: asks.
+
+    Attributes:
+        here: whether deliberating takes this machine, so that screening has to wait for it.
     """
+
+    here = False
 
     def __init__(self, deliberator: RemoteDeliberator) -> None:
         self._deliberator = deliberator
@@ -45,7 +50,7 @@ class RemoteBatch(Generic[Key]):
     @property
     def free(self) -> int:
         """How many videos can be admitted now."""
-        return self._deliberator.concurrency - len(self._waiting)
+        return self._deliberator.concurrency - sum(not future.done() for future in self._waiting)
 
     def admit(
         self, key: Key, clip: Clip, captions: Sequence[Caption], scores: Mapping[str, float]

@@ -30,7 +30,7 @@ from safelens.vlm_cost import Spent
 if TYPE_CHECKING:
     from safelens.chat_client import Reply
     from safelens.deliberate import Deliberated
-    from safelens.screen import Layout
+    from safelens.reading import Layout
 
 GIVE_UP_AFTER = 8
 """Videos in a row without an answer, after which the endpoint counts as down."""

@@ -263,7 +263,7 @@ class Section:
 
         if self.clip is None or len(self.clip.frames) == 0:
             return None
-        return data_url(contact_sheet(self.clip, self.v.evidence))
+        return data_url(contact_sheet(self.clip, self.v.evidence, self.v.regions))
 
     @property
     def sheet_in_words(self) -> str:
@@ -276,6 +276,11 @@ class Section:
         text = f"{len(times)} frames at " + ", ".join(f"{t:.1f}" for t in times) + " seconds"
         if marked.any():
             text += "; evidence at " + ", ".join(f"{t:.1f}" for t in times[marked]) + " seconds"
+        if self.v.regions:
+            seen = (
+                f"{r.category} at {r.start_s:.1f} to {r.end_s:.1f} seconds" for r in self.v.regions
+            )
+            text += "; boxes where the policy looked most: " + ", ".join(seen)
         return text
 
     @property
@@ -288,6 +293,13 @@ class Section:
     @property
     def route(self) -> str:
         """Why the video went the way it went."""
+        from safelens.verdict import LABELS_READ
+
+        labels = self.v.provenance.screen_reader == "labels" and self.v.decided_by is not None
+        return self._way + (f" {LABELS_READ}" if labels else "")
+
+    @property
+    def _way(self) -> str:
         tau, taus = self.v.provenance.tau, self.v.provenance.taus or {}
         if self.v.decided_by == "screen":
             tau = taus.get(self.v.label or "", tau)

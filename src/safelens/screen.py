@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,24 +19,17 @@ from safelens.domain import DomainGuard
 from safelens.domain_features import domain_features
 from safelens.policy import Policy
 from safelens.probe import RollingAttentionProbe
-from safelens.verdict import Evidence
+from safelens.reading import Layout, Prompt, SequentialPrompt
+from safelens.safewatch.regions import regions_of
+from safelens.verdict import Evidence, Region
 from safelens.video import Clip
 from safelens.vlm import VisionLanguageModel
 from safelens.vlm_cache import Context, Prefilled
 from safelens.vlm_cost import Spent
 from safelens.vlm_inputs import ChatLayout
 
-Layout = Literal["policy_first", "video_first"]
 LAST_TOKENS = 100
 """How many of the question's last tokens the probe reads (paper, appendix M)."""
-
-
-def layout_of(vlm: VisionLanguageModel, policy: Policy, layout: Layout) -> ChatLayout:
-    """The prompt's parts: policy as system message, or after the video as in the paper."""
-    question = prompts.question(policy)
-    if layout == "policy_first":
-        return vlm.layout(question, system=prompts.policy_prompt(policy))
-    return vlm.layout(f"{prompts.policy_prompt(policy)}\n\n{question}")
 
 
 class Reader(Protocol):
@@ -61,11 +53,23 @@ class ProbeReader:
     Args:
         probe: trained on states of the same model, layout and question.
         temperature: divides the probe's logits; found by calibration.
+        labels: the probe's classes in the order in which they are wanted; the probe's own by default.
+
+    Raises:
+        ValueError: a label is no class of the probe.
     """
 
-    def __init__(self, probe: RollingAttentionProbe, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        probe: RollingAttentionProbe,
+        temperature: float = 1.0,
+        *,
+        labels: Sequence[str] | None = None,
+    ) -> None:
         self.probe = probe.eval()
         self.temperature = temperature
+        own = list(probe.config.labels)
+        self._columns = [own.index(label) for label in labels or own]
 
     @torch.inference_mode()
     def __call__(
@@ -74,7 +78,7 @@ class ProbeReader:
         """See :class:`Reader`."""
         spent.flops += self.probe.flops(len(states))
         logits = self.probe(states[None].to(self.probe.mean))[0]
-        return (logits.float() / self.temperature).softmax(-1).cpu()
+        return (logits.float() / self.temperature).softmax(-1).cpu()[self._columns]
 
 
 class LabelReader:
@@ -169,7 +173,8 @@ class Screener:
         policy: gives prompt and classes.
         reader: a :class:`ProbeReader`, or None to score the label answers.
         guard: the domain guard, or None.
-        layout: order of the prompt.
+        layout: order of the prompt, where none is given.
+        prompt: how the policy is put to the model; as one text by default.
     """
 
     def __init__(
@@ -180,18 +185,24 @@ class Screener:
         reader: Reader | None = None,
         guard: DomainGuard | None = None,
         layout: Layout = "policy_first",
+        prompt: Prompt | None = None,
     ) -> None:
         self.vlm = vlm
         self.policy = policy
         self.guard = guard
-        self.parts = layout_of(vlm, policy, layout)
-        self.head = vlm.prefill_text(self.parts.head)
+        self.prompt = prompt or SequentialPrompt(vlm, policy, layout)
+        self.head = self.prompt.head
         self.reader: Reader = reader or LabelReader(vlm, policy, self.parts.closing)
+
+    @property
+    def parts(self) -> ChatLayout:
+        """The chat, cut where the video stands."""
+        return self.prompt.parts
 
     def prefill(self, clips: Sequence[Clip]) -> Prefilled:
         """Run vision tower, video tokens and question of a batch of clips on the policy's cache."""
         videos = self.vlm.encode_videos([c.frames for c in clips], [c.timestamps for c in clips])
-        return self.vlm.prefill_videos(self.head, videos, self.parts.tail)
+        return self.prompt.prefill(videos)
 
     def screen(self, clips: Sequence[Clip]) -> list[Screened]:
         """Screen a batch of clips (Algorithm 2, lines 2-5).
@@ -233,23 +244,44 @@ class Screener:
         column = self.policy.labels.index(category)
         return stretches([row[column] for row in screened.steps], clip.timestamps, category)
 
+    def regions(self, screened: Screened, clip: Clip, category: str) -> list[Region]:
+        """Where in the frames a category looked most; empty where its relevance was not measured.
+
+        Args:
+            screened: what :meth:`screen` gave for the clip.
+            clip: gives the timestamps.
+            category: a category id.
+        """
+        prefilled, merge = screened.prefilled, self.vlm.family.merge
+        if prefilled.relevance is None:
+            return []
+        steps, height, width = prefilled.grid(screened.row)
+        row = [c.id for c in self.prompt.policy.categories].index(category)
+        found = prefilled.relevance[screened.row][row]
+        maps = found.view(steps, height // merge, width // merge).cpu().numpy()
+        return regions_of(maps, step_edges(clip.timestamps, steps), category)
+
     def _steps(self, screened: Screened) -> list[list[float]]:
         """Class probabilities of each temporal step, shape (steps, C).
 
         The question is run again on [policy | one step's block] for all steps in one batch; nothing
         of the video is encoded or prefilled anew.
         """
-        together = Context.stack(screened.prefilled.moments(screened.row))
-        together.spent = screened.spent
-        hidden = self.vlm.extend(together, self.vlm.ids(self.parts.tail))
-
-        def moment(step: int) -> Context:
-            return together.select(step, [(0, together.length)])
-
         return [
-            self.reader(states, partial(moment, step), screened.spent).tolist()
-            for step, states in enumerate(hidden[:, -LAST_TOKENS:])
+            self.reader(asked.states[-LAST_TOKENS:], asked.context, screened.spent).tolist()
+            for asked in self.prompt.ask(screened.prefilled.moments(screened.row))
         ]
+
+
+def step_edges(timestamps: np.ndarray, steps: int) -> list[float]:
+    """Where each of some temporal steps begins, and where the last one ends, in seconds.
+
+    Args:
+        timestamps: of the frames, (T,) seconds; steps share them evenly.
+        steps: how many.
+    """
+    per = -(-len(timestamps) // steps)
+    return [float(t) for t in timestamps[::per]] + [float(timestamps[-1])]
 
 
 def stretches(scores: Sequence[float], timestamps: np.ndarray, category: str) -> list[Evidence]:
@@ -260,8 +292,7 @@ def stretches(scores: Sequence[float], timestamps: np.ndarray, category: str) ->
         timestamps: of the frames, (T,) seconds; steps share them evenly.
         category: a category id.
     """
-    per = -(-len(timestamps) // len(scores))
-    edges = [float(t) for t in timestamps[::per]] + [float(timestamps[-1])]
+    edges = step_edges(timestamps, len(scores))
     bound = max(scores) / 2
     found: list[Evidence] = []
     for k, score in enumerate(scores):

@@ -23,6 +23,10 @@ def _encodable(value: object) -> object:
     return value
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 Text = Annotated[str, BeforeValidator(_encodable)]
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Field(ge=0.0)]
@@ -72,6 +76,25 @@ class Evidence(_Part):
         return self
 
 
+class Region(Evidence):
+    """Where in the frames of a stretch a category's policy looked most, as shares of their width and height.
+
+    Attributes:
+        score: Share of what the policy looked at in the whole video. No probability of a violation.
+    """
+
+    left: Unit
+    top: Unit
+    right: Unit
+    bottom: Unit
+
+    @model_validator(mode="after")
+    def _open(self) -> Self:
+        if self.right <= self.left or self.bottom <= self.top:
+            raise ValueError(f"region from {self.left}, {self.top} to {self.right}, {self.bottom}")
+        return self
+
+
 class ErrorInfo(_Part):
     """What went wrong: a stable code, and a message that says what to do."""
 
@@ -114,6 +137,13 @@ class RemoteModel(_Part):
     scores: Literal["logprobs", "stated"]
 
 
+LABELS_READ = (
+    "The bundle's probe does not know this policy, so S1 scores the label answers, for which neither "
+    "temperature nor tau was calibrated."
+)
+"""What `Provenance.screen_reader` "labels" means, for a reader."""
+
+
 class Provenance(_Part):
     """What the verdict depends on: versions and SHA-256 digests.
 
@@ -126,6 +156,11 @@ class Provenance(_Part):
         tau: Confidence at or above which the screen's answer stands.
         taus: In place of `tau` where the screen's answer is that class; None where there are none.
         layout: Order of the prompt, such as "policy_first".
+        policy_encoding: "parallel" where each category was read alone; None, left out in JSON, where the policy
+            was read as one text.
+        prune_keep: Share of the video's tokens that stayed in the cache; None, left out in JSON, where all did.
+        screen_reader: "labels" where the bundle was not made for the policy's classes or their encoding (see
+            `LABELS_READ`); None, left out in JSON, otherwise.
         keyframe_shift_s: How far a keyframe could lie from a time of the sampling rule and stand in for it,
             seconds; None where every frame was decoded exactly.
         knows: What the bundle is limited to, in words for a reader, or None.
@@ -140,6 +175,9 @@ class Provenance(_Part):
     tau: Annotated[float, Field(ge=0.0)] | None = None
     taus: dict[str, Annotated[float, Field(ge=0.0)]] | None = None
     layout: str | None = None
+    policy_encoding: Literal["parallel"] | None = Field(default=None, exclude_if=_is_none)
+    prune_keep: Unit | None = Field(default=None, exclude_if=_is_none)
+    screen_reader: Literal["labels"] | None = Field(default=None, exclude_if=_is_none)
     keyframe_shift_s: Seconds | None = None
     knows: str | None = None
     remote: RemoteModel | None = None
@@ -164,6 +202,7 @@ class Verdict(_Part):
         explanation: Why it was flagged or not, in the model's words.
         captions: What the captioner said of the frames.
         evidence: When in the video.
+        regions: Where in its frames; only where video tokens are pruned by relevance, left out in JSON if there is none.
         error: Set for errors; may explain "partial" and "out_of_domain".
         timing: Seconds per stage.
         cost: Operations and tokens.
@@ -184,6 +223,7 @@ class Verdict(_Part):
     explanation: Text | None = None
     captions: list[Caption] = Field(default_factory=list)
     evidence: list[Evidence] = Field(default_factory=list)
+    regions: list[Region] = Field(default_factory=list, exclude_if=lambda found: not found)
     error: ErrorInfo | None = None
     timing: dict[str, Seconds] = Field(default_factory=dict)
     cost: Cost = Field(default_factory=Cost)

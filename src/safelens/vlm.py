@@ -15,8 +15,10 @@ silently spoils a continued cache when it is stale; with explicit positions it i
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import PreTrainedModel
 
 from safelens.families import family_of, refusal
+from safelens.vlm_attention import group_heads
 from safelens.vlm_cache import Context, Prefilled
 from safelens.vlm_cost import Spent, adapter_flops, head_flops
 from safelens.vlm_inputs import ChatLayout, EncodedVideo, VideoRows, render_chat
@@ -65,6 +68,7 @@ class VisionLanguageModel:
         self, model: PreTrainedModel, processor: Any, *, frame_pixels: int = 448 * 448
     ) -> None:
         self.family = family_of(model, processor)
+        group_heads(model)
         self.model: Any = model.eval()
         self.processor = processor
         self.tokenizer = processor.tokenizer
@@ -125,6 +129,17 @@ class VisionLanguageModel:
     def patch_shape(self) -> tuple[int, int, int, int]:
         """(channels, frames, height, width) of the patches that the vision tower reads."""
         return self.family.patch_shape
+
+    @cached_property
+    def language_sha256(self) -> str:
+        """Digest of the language model without adapters: its settings and weights, as they are held."""
+        digest = hashlib.sha256(self.family.text_config.to_json_string().encode())
+        for name, weight in self.model.model.language_model.named_parameters():
+            if ".lora_" not in name:
+                head = f"{name.replace('.base_layer', '')} {weight.dtype} {tuple(weight.shape)}"
+                digest.update(head.encode())
+                digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def load_adapter(self, source: str | Path, name: str) -> None:
         """Load a LoRA adapter; it stays off until it is named in :meth:`extend` or :meth:`extend_slots`.
@@ -270,6 +285,7 @@ class VisionLanguageModel:
             vision=torch.cat(seen).split([len(v.pixels) // merged for v in videos]),
             _cache=cache,
             _positions=rows.next_positions,
+            _starts=[position - len(tail_ids) for position in rows.next_positions],
             _videos=list(videos),
         )
 
@@ -386,6 +402,20 @@ class VisionLanguageModel:
         for _ in range(rows):
             self.charge(context.spent, length, past, adapter=adapter)
         return hidden
+
+    @contextlib.contextmanager
+    def attended(self, layer: int) -> Iterator[list[torch.Tensor]]:
+        """Collects what a layer's attention is given, pass by pass, shape (B, L, D)."""
+        given: list[torch.Tensor] = []
+
+        def keep(_module: Any, _inputs: Any, named: dict[str, Any]) -> None:
+            given.append(named["hidden_states"])
+
+        handle = self.family.attention(layer).register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            yield given
+        finally:
+            handle.remove()
 
     @contextlib.contextmanager
     def _seeing(self) -> Iterator[list[torch.Tensor]]:

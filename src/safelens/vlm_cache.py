@@ -79,6 +79,16 @@ class Context:
         ]
         return cls(Cache(layers=layers), 0)
 
+    @classmethod
+    def of(cls, layers: Iterable[Sequence[torch.Tensor]]) -> Context:
+        """A context that holds such :attr:`states`, at no position: it is there to be joined to others."""
+        return cls(_cache_of(layers), 0)
+
+    @property
+    def states(self) -> list[tuple[torch.Tensor, ...]]:
+        """What each layer holds, rows in dimension 0 and tokens in 2."""
+        return states_of(self.cache)
+
     @property
     def length(self) -> int:
         """Number of tokens held."""
@@ -102,6 +112,26 @@ class Context:
         return self._changed(
             lambda states: torch.cat([states[row : row + 1, :, a:b] for a, b in tokens], dim=2)
         )
+
+    def keep(self, places: torch.Tensor) -> Context:
+        """A copy of the only row with only the tokens at these places (N,), which keep their rotary positions."""
+        found = self._changed(lambda states: states[:1].index_select(2, places.to(states.device)))
+        found.spent = self.spent
+        return found
+
+    @staticmethod
+    def join(parts: Sequence[Context], position: int) -> Context:
+        """What contexts of one row hold, as one: whatever comes next sees all of it.
+
+        Args:
+            parts: a convolution goes on behind the last of them.
+            position: rotary position of the next token.
+        """
+        layers = zip(*(states_of(part.cache) for part in parts), strict=True)
+        together = (
+            [torch.cat(kinds, dim=2) for kinds in zip(*rows, strict=True)] for rows in layers
+        )
+        return Context(_cache_of(together), position)
 
     @staticmethod
     def stack(contexts: Sequence[Context]) -> Context:
@@ -132,6 +162,7 @@ class Prefilled:
         head_length: tokens of the shared head.
         spent: what each row has cost; shared with the contexts that are made of it.
         vision: the vision tower's output of each row, shape (tokens, D).
+        relevance: of each row's video tokens to each category, shape (categories, tokens), where it was measured.
     """
 
     hidden: torch.Tensor
@@ -142,7 +173,10 @@ class Prefilled:
     vision: Sequence[torch.Tensor]
     _cache: Cache
     _positions: list[int]
+    _starts: list[int]
+    """Rotary positions at which the tails begin."""
     _videos: list[EncodedVideo]
+    relevance: list[torch.Tensor] | None = None
 
     def alone(self, row: int) -> Prefilled:
         """A copy of one row, without its padding; what it costs is charged to the same meter."""
@@ -157,7 +191,81 @@ class Prefilled:
             vision=[self.vision[row].clone()],
             _cache=whole.select(row, [(0, self.head_length + length)]).cache,
             _positions=[self._positions[row]],
+            _starts=[self._starts[row]],
             _videos=[replace(video, pixels=video.pixels.clone())],
+            relevance=None if self.relevance is None else [self.relevance[row]],
+        )
+
+    def asked(
+        self,
+        row: int,
+        context: Context,
+        tail: torch.Tensor,
+        *,
+        tail_length: int,
+        kept: torch.Tensor | None = None,
+        relevance: torch.Tensor | None = None,
+    ) -> Prefilled:
+        """One row with a tail that was run behind it, of a batch that was read without one.
+
+        Args:
+            row: which.
+            context: [head | kept of the video | tail]; it is held, not copied.
+            tail: hidden states of what was run behind the video, shape (1, L, D).
+            tail_length: how many of its last tokens count as the tail.
+            kept: which of the row's tokens are still there, bool (length,); all by default.
+            relevance: see the class.
+        """
+        video, length = self._videos[row], self.lengths[row]
+        hidden = self.hidden[row : row + 1, :length]
+        if kept is not None:
+            place = [0, *kept.cumsum(0).tolist()]
+            blocks = tuple((place[a], place[b]) for a, b in video.blocks)
+            video = replace(video, ids=video.ids[kept.cpu()], blocks=blocks)
+            hidden = hidden[:, kept]
+        together = torch.cat([hidden, tail], dim=1)
+        return Prefilled(
+            hidden=together,
+            lengths=[together.shape[1]],
+            tail_length=tail_length,
+            head_length=self.head_length,
+            spent=[self.spent[row]],
+            vision=[self.vision[row]],
+            _cache=context.cache,
+            _positions=[context.position],
+            _starts=[self._starts[row]],
+            _videos=[video],
+            relevance=None if relevance is None else [relevance],
+        )
+
+    @staticmethod
+    def stack(rows: Sequence[Prefilled]) -> Prefilled:
+        """Batches of one row each, behind heads of one length, as one batch, right padded."""
+        if len(rows) == 1:
+            return rows[0]
+        longest = max(row.lengths[0] for row in rows)
+        missing = [longest - row.lengths[0] for row in rows]
+        layers = (
+            [
+                torch.cat([_lengthened(s, m, 2) for s, m in zip(kind, missing, strict=True)])
+                for kind in zip(*layer, strict=True)
+            ]
+            for layer in zip(*(states_of(row._cache) for row in rows), strict=True)
+        )
+        relevance = [one for row in rows for one in row.relevance or ()]
+        return replace(
+            rows[0],
+            hidden=torch.cat(
+                [_lengthened(row.hidden, m, 1) for row, m in zip(rows, missing, strict=True)]
+            ),
+            lengths=[row.lengths[0] for row in rows],
+            spent=[row.spent[0] for row in rows],
+            vision=[row.vision[0] for row in rows],
+            _cache=_cache_of(layers),
+            _positions=[row._positions[0] for row in rows],
+            _starts=[row._starts[0] for row in rows],
+            _videos=[row._videos[0] for row in rows],
+            relevance=relevance or None,
         )
 
     def context(self, row: int) -> Context:
@@ -180,15 +288,31 @@ class Prefilled:
         """[start, end) of each temporal step among the row's new tokens."""
         return self._videos[row].blocks
 
+    def grid(self, row: int) -> tuple[int, int, int]:
+        """The video's (steps, height, width) in patches."""
+        steps, height, width = self._videos[row].grid[0].tolist()
+        return steps, height, width
+
+    def ids(self, row: int) -> torch.Tensor:
+        """Token ids of the video, shape (L,)."""
+        return self._videos[row].ids
+
+    def start(self, row: int) -> int:
+        """Rotary position at which the tail begins."""
+        return self._starts[row]
+
     def moments(self, row: int) -> list[Context]:
         """For each temporal step of the video, the head and that step's block alone, before the tail.
 
         Blocks keep their true positions, and have seen what came before them: they were cut from
-        the video's own cache. The tail can be run again on each.
+        the video's own cache. The tail can be run again on each, at the row's cost.
         """
-        whole = Context(self._cache, self._positions[row] - self.tail_length)
+        whole = Context(self._cache, self._starts[row])
         base = self.head_length
-        return [whole.select(row, [(0, base), (base + a, base + b)]) for a, b in self.blocks(row)]
+        found = [whole.select(row, [(0, base), (base + a, base + b)]) for a, b in self.blocks(row)]
+        for moment in found:
+            moment.spent = self.spent[row]
+        return found
 
 
 def states_of(cache: Cache) -> list[tuple[torch.Tensor, ...]]:
@@ -200,6 +324,13 @@ def states_of(cache: Cache) -> list[tuple[torch.Tensor, ...]]:
     ]
 
 
+def _lengthened(states: torch.Tensor, tokens: int, dim: int) -> torch.Tensor:
+    """States with as many tokens of zeros behind them."""
+    shape = list(states.shape)
+    shape[dim] = tokens
+    return torch.cat([states, states.new_zeros(shape)], dim=dim)
+
+
 def _cache_of(layers: Iterable[Sequence[torch.Tensor]]) -> Cache:
     """A cache that holds such states."""
     found: list[Any] = []
@@ -209,5 +340,6 @@ def _cache_of(layers: Iterable[Sequence[torch.Tensor]]) -> Cache:
             found[-1].update_conv_state(states[0])
         else:
             found.append(DynamicLayer())
-            found[-1].update(*states)
+            found[-1].lazy_initialization(*states)
+            found[-1].keys, found[-1].values = states  # `update` would copy them
     return Cache(layers=found)

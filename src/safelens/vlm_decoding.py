@@ -87,9 +87,14 @@ class Decoding(Generic[Key, Result]):
         adapter: LoRA adapter that is switched on for all that is run here.
         slots: most sequences at a time.
 
+    Attributes:
+        here: whether it takes this machine, so that other work has to wait for it.
+
     Raises:
         ValueError: no adapter of that name is loaded.
     """
+
+    here = True
 
     def __init__(
         self, vlm: VisionLanguageModel, *, adapter: str | None = None, slots: int = SLOTS

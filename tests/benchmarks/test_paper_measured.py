@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -5,17 +7,18 @@ from benchmarks.paper.measured import MOST_COST, accuracy, figures
 from benchmarks.paper.pages import written
 from benchmarks.paper.pictures import tau_picture
 from benchmarks.paper.stages import CHOICE, TEST, ZERO_SHOT, records_of, seed_of
+from recipes.tiny.__main__ import FILTER, LABELS
 from safelens.data.records import Record, write_records
 from safelens.evaluate.answer_log import write_answers
 from safelens.evaluate.answers import Answer
 from safelens.policy import Policy
 
-LABELS = Policy.load("default").labels
+CLASSES = Policy.load("default").labels
 S1_RIGHT, S2_RIGHT = 0.8, 0.9
 
 
 def records(count, prefix):
-    labels = [LABELS[i % len(LABELS)] for i in range(count)]
+    labels = [CLASSES[i % len(CLASSES)] for i in range(count)]
     return [
         Record(
             id=f"{prefix}{i}",
@@ -31,20 +34,20 @@ def answers(records, right, *, gflops, rng, sure=0.55):
     """Right with the given probability; a confidence that is that of being right, where `sure` is None."""
     found = []
     for record in records:
-        truth = LABELS.index(record.labels[0] if record.labels else "safe")
+        truth = CLASSES.index(record.labels[0] if record.labels else "safe")
         confidence = float(rng.uniform(0.3, 1)) if sure is None else sure
         hit = rng.random() < (confidence if sure is None else right)
-        answer = truth if hit else (truth + 1 + int(rng.integers(5))) % len(LABELS)
-        p = np.full(len(LABELS), (1 - confidence) / (len(LABELS) - 1))
+        answer = truth if hit else (truth + 1 + int(rng.integers(5))) % len(CLASSES)
+        p = np.full(len(CLASSES), (1 - confidence) / (len(CLASSES) - 1))
         p[answer] = confidence
-        label = LABELS[answer]
+        label = CLASSES[answer]
         found.append(
             Answer(
                 id=record.id,
                 outcome="decided",
                 flags=() if label == "safe" else (label,),
                 label=label,
-                scores=dict(zip(LABELS, p.tolist(), strict=True)),
+                scores=dict(zip(CLASSES, p.tolist(), strict=True)),
                 confidence=confidence,
                 familiar=True,
                 seconds={"screen": gflops},
@@ -64,6 +67,10 @@ def work(tmp_path_factory):
         folder.mkdir(parents=True)
         write_records(folder / "records.jsonl", some)
 
+    for stage, some in ((LABELS, choice), (FILTER, choice[:800])):
+        stage.folder(root).mkdir(parents=True)
+        write_records(stage.folder(root) / "records.jsonl", some)
+
     def put(stage, **stages):
         for name, some in stages.items():
             write_answers(stage.folder(root) / "answers" / "system" / f"{name}.jsonl", some)
@@ -79,19 +86,23 @@ def work(tmp_path_factory):
             )
         put(seed.screened, screen=answers(choice, S1_RIGHT, gflops=1.0, rng=rng, sure=None))
         put(seed.tuned, generate=answers(test, 0.6, gflops=2.0, rng=rng))
-        put(seed.filtered, generate=answers(test, 0.7, gflops=2.0, rng=rng))
-        put(seed.unfiltered, generate=answers(test, 0.5, gflops=2.0, rng=rng))
+        for stage, right in ((seed.filtered, 0.7), (seed.unfiltered, 0.5)):
+            stage.folder(root).mkdir(parents=True)
+            classes = dict.fromkeys(CLASSES, right) | {"average": right}
+            (stage.folder(root) / "accuracy.json").write_text(json.dumps(classes))
     return root
 
 
 def test_figures_are_those_of_the_answers(work):
     found = figures(2, work)
     assert found["videos"] == {"test": 210, "choice": 1400}
+    assert found["classes"]["labelled"] == dict.fromkeys(CLASSES, 200) | {"total": 1400}
     mean = {name: np.mean(values) for name, values in found["avg_acc"].items()}
     assert mean["zero_shot"] == pytest.approx(0.2, abs=0.08)
     assert mean["s2"] == pytest.approx(S2_RIGHT, abs=0.05)
     assert mean["filtered"] > mean["vlm_finetuned"] > mean["unfiltered"]
     assert mean["s1"] == pytest.approx(0.65, abs=0.06)  # mean of the confidences
+    assert mean["s1_equal"] == pytest.approx(mean["s1"], abs=0.02)  # classes are equally common
     # What S1 is sure of it keeps, so the mix is better than S1 and bounded in cost.
     assert mean["cascade"] > mean["s1"] + 0.03
     cost = found["cascade_cost_over_s2"]["gflops"]
@@ -105,8 +116,8 @@ def test_figures_are_those_of_the_answers(work):
 
 def test_calibration_of_calibrated_confidences(work):
     for one in figures(2, work)["calibration"]:
-        assert one["temperature"] == pytest.approx(1.0, abs=0.25)
-        assert one["ece"] < 0.06
+        assert one["temperature"] == pytest.approx([1.0, 1.0], abs=0.25)
+        assert one["ece"] == pytest.approx(one["ece_faultless"], abs=0.03)
         assert one["risk_holds"] >= 0.9
 
 
@@ -120,7 +131,7 @@ def test_accuracy_by_hand():
     right[2] = Answer(id="x2", outcome="unparsed", text="?", error="no answer")
     found = accuracy(some, {a.id: a for a in right})
     assert found["avg_acc"] == pytest.approx(6 / 7)
-    assert found[LABELS[2]] == 0
+    assert found[CLASSES[2]] == 0
 
 
 def test_the_page_names_what_is_the_papers(work):
@@ -141,7 +152,7 @@ def test_the_page_names_what_is_the_papers(work):
     }
     page = written(report)
     rows = [line for line in page.splitlines() if "SafeWatch-" in line]
-    assert len(rows) == 12
+    assert len(rows) == 14
     assert all("| paper |" in row for row in rows)
     own = next(line for line in page.splitlines() if line.startswith("| S2 | ours"))
     values = report["avg_acc"]["s2"]

@@ -84,15 +84,15 @@ def test_captions_are_those_of_the_captioner_frame_by_frame(captioned, world, ca
 def test_captions_go_on_after_an_interruption_and_a_kill(
     captioned, world, captioner_dir, tmp_path, monkeypatch
 ):
-    caption, calls = Captioner.caption, []
+    describe, calls = Captioner.describe, []
 
-    def interrupting(self, frames, batch_size=8, spent=None):
-        calls.append(len(frames))
+    def interrupting(self, clips, batch_size=None, spent=None):
+        calls.append(len(clips))
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return caption(self, frames, batch_size, spent)
+        return describe(self, clips, batch_size, spent)
 
-    monkeypatch.setattr(Captioner, "caption", interrupting)
+    monkeypatch.setattr(Captioner, "describe", interrupting)
     out = tmp_path / "c.jsonl"
     arguments = ["curate", "captions", world[0], "--out", out, "--captioner", captioner_dir]
     arguments += ["--batch", 1, "--max-new-tokens", 4]  # a clip at a time

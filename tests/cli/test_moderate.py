@@ -317,3 +317,56 @@ def test_ctrl_c_keeps_what_was_done_and_says_how_to_continue(tmp_path, videos, v
     assert 0 < len(done) < 400
     assert (tmp_path / "r.html").read_text().count("<article") == len(done)
     assert f"{len(done)} video" in printed
+
+
+# -- policies of one's own --------------------------------------------------------------------------
+
+OWN = """
+id: arms
+name: Arms
+version: "1"
+categories:
+  - id: guns
+    name: Guns
+    core_value: Nobody is threatened.
+    rules:
+      - blocked: A gun is shown.
+  - id: kitchen
+    name: Kitchen knives
+    core_value: Cooking is fine.
+    rules:
+      - blocked: A knife is pointed at a person.
+"""
+
+
+def test_a_policy_of_ones_own_each_category_read_alone(tmp_path, make_bundle, videos):
+    (tmp_path / "my.yaml").write_text(OWN)
+    parallel = make_bundle(policy_encoding="parallel", other_policies=True)
+    options = ["--bundle", parallel, "--policy", tmp_path / "my.yaml", "--device", "cpu"]
+    options += ["--prune", "0.2", "--tau", "0", "--json"]
+    options += ["--policy-cache", tmp_path / "cache", "--report", tmp_path / "page.html"]
+    found = run(next(videos.iterdir()), *options)
+    assert found.exit_code == 0, found.output
+    assert "note: The bundle's probe does not know this policy" in found.stderr
+    verdict = Verdict.from_json(found.stdout.splitlines()[0])
+    assert verdict.provenance.policy_encoding == "parallel"
+    assert verdict.provenance.prune_keep == 0.2
+    assert verdict.provenance.screen_reader == "labels"
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert (tmp_path / "page.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--prune", "0.1"], "needs policy_encoding: parallel"),
+        (["--policy-cache", "x"], "no blocks to keep on disk"),
+        (["--policy-encoding", "both"], "parallel"),
+        (["--policy-encoding", "parallel"], "--policy-encoding belongs to --model"),
+        (["--prune", "0"], "a share above 0"),
+    ],
+)
+def test_how_a_policy_is_read_must_fit_together(bundle_dir, arguments, expected):
+    found = run("x.mp4", "--bundle", bundle_dir, *arguments)
+    assert found.exit_code == 2
+    assert expected in found.output

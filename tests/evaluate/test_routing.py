@@ -67,7 +67,7 @@ def tiny_clips(tmp_path_factory):
 
 def moderated(lens, clip, monkeypatch):
     """The cascade's verdict on a clip that is decoded already."""
-    monkeypatch.setattr(lens._reader, "read", lambda path: clip)
+    monkeypatch.setattr(VideoReader, "read", lambda self, path: clip)
     return lens.moderate(clip.path).verdict
 
 

@@ -23,6 +23,8 @@ from safelens.data.records import read_records, write_records
 from safelens.policy import Policy
 from safelens.safeworld.writer import write_dataset
 
+pytestmark = pytest.mark.long
+
 FULL = Path(__file__).parents[2] / "recipes" / "safewatch" / "safewatch.yaml"
 PIXELS = 48 * 48
 

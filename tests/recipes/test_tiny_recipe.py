@@ -16,6 +16,8 @@ from recipes.tiny.__main__ import CAPTIONER, EMBEDDER, FAST, REASONER
 from recipes.tiny.pack import pack
 from safelens.cascade import SafeLens
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 SMALL = {
     "train": {"clips": 96},

@@ -85,6 +85,7 @@ def activate(database):
                 taus={},
                 layout="policy_first",
                 keyframe_shift_s=0.0,
+                policy_encoding="sequential",
                 policy_sha256=policy.sha256,
                 **added,
             )

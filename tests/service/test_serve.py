@@ -129,9 +129,8 @@ def test_an_uploaded_bundle_moderates_also_after_the_web_process_was_killed(
     shutil.copytree(TINY, folder)
     settings = yaml.safe_load((folder / "bundle.yaml").read_text())
     (folder / "bundle.yaml").unlink()
-    digest = write_bundle(
-        folder, {k: v for k, v in settings.items() if k != "files"} | {"version": "2"}
-    )
+    other = {"version": "2", "policy_encoding": "parallel", "prune": {"keep": 0.5}}
+    digest = write_bundle(folder, {k: v for k, v in settings.items() if k != "files"} | other)
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as file:
         for path in folder.rglob("*"):
@@ -147,6 +146,7 @@ def test_an_uploaded_bundle_moderates_also_after_the_web_process_was_killed(
     os.kill(int(started[-1]), signal.SIGKILL)
     verdict = client.verdict(job["id"], timeout_s=200)
     assert (verdict.provenance.bundle, verdict.provenance.bundle_sha256) == ("tiny 2", digest)
+    assert verdict.provenance == client_provenance(client)
     assert client.job(job["id"])["reused_from"] is None
 
 

@@ -111,7 +111,7 @@ def shares(lens: SafeLens, clips: Sequence[Clip], limits: Limits) -> dict[str, A
     found: dict[str, Any] = {"screen": {"flops_per_s": flops / seconds, "bound": "products"}}
     if captioner is not None:
         spent = Spent()
-        seconds = _seconds(lambda: captioner.describe(clips[:1], spent=spent), lens)
+        seconds = _seconds(lambda: captioner.describe(clips[:1], spent=[spent]), lens)
         found["caption"] = {"flops_per_s": spent.flops / seconds, "bound": "products"}
     decoding = deliberator.decoding()
     for s1 in screened[: decoding.free]:

@@ -100,9 +100,9 @@ class Plain:
 
     @torch.inference_mode()
     def states(self, inputs: Any) -> torch.Tensor:
-        """Hidden states of a prompt's last tokens, shape (T, D)."""
+        """Hidden states of a prompt's last tokens, shape (T, D), by the model's own forward pass, its head included."""
         self.vlm.model.model.rope_deltas = None
-        hidden = self.vlm.model.model(**inputs, use_cache=False).last_hidden_state
+        hidden: torch.Tensor = self.vlm.model(**inputs, output_hidden_states=True).hidden_states[-1]
         return hidden[0, -LAST_TOKENS:]
 
     def generate(self, inputs: Any) -> tuple[str, int]:

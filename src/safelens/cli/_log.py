@@ -144,6 +144,8 @@ def _settings(p: Provenance) -> _Settings:
         ("tau", p.tau),
         ("tau by class", p.taus and tuple(sorted(p.taus.items()))),
         ("layout", p.layout),
+        ("policy encoding", p.policy_encoding),
+        ("share of video tokens kept", p.prune_keep),
         ("keyframes within", p.keyframe_shift_s),
         ("S2's server", p.remote),
     )

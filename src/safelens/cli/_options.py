@@ -25,6 +25,13 @@ class LayoutName(StrEnum):
     video_first = "video_first"
 
 
+class EncodingName(StrEnum):
+    """How a policy is read."""
+
+    sequential = "sequential"
+    parallel = "parallel"
+
+
 Data = Annotated[Path, typer.Argument(help="Data set of any form that `safelens data` reads.")]
 VideosRoot = Annotated[
     Path | None,

@@ -195,6 +195,10 @@ def show(
     typer.echo(f"outside domain  {about['outside_domain']}")
     typer.echo(f"calibrated      {about['calibration'] or 'no'}")
     typer.echo(f"layout          {about['layout']}")
+    if bundle.settings.policy_encoding == "parallel":
+        prune = bundle.settings.prune
+        kept = "all" if prune is None else f"{prune.keep:g}"
+        typer.echo(f"policy          each category read alone; {kept} of a video's tokens kept")
     for name, part in about["parts"].items():
         where = f"{part['mb']:.1f} MB, inside" if part["inside"] else "on the model hub"
         typer.echo(f"{name:<15} {part['place']} ({where})")

@@ -11,13 +11,13 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from safelens.cli._interrupt import Interrupt
 from safelens.cli._log import VerdictLog, log_key
-from safelens.cli._options import FAILED, INTERRUPTED, LayoutName, fail
+from safelens.cli._options import FAILED, INTERRUPTED, EncodingName, LayoutName, fail
 from safelens.cli._paths import UsageError, expand
 from safelens.cli._progress import progress
 from safelens.cli._remote import (
@@ -48,7 +48,10 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 _MAX_NOTES = 20
-_HERE = ("bundle", "policy", "tau", "model", "captioner", "layout", "keyframes", "device")
+_HERE = (
+    *("bundle", "policy", "tau", "model", "captioner", "layout"),
+    *("policy_encoding", "prune", "policy_cache", "keyframes", "device"),
+)
 """Options that a server leaves no room for."""
 
 
@@ -67,7 +70,12 @@ def moderate(
         typer.Option(help="Name, directory or hub id of a bundle.", show_default="tiny"),
     ] = None,
     policy: Annotated[
-        str | None, typer.Option(help="Policy file or name.", show_default="the bundle's")
+        str | None,
+        typer.Option(
+            help="Policy file or name. With --model, or a bundle made for policies it has not seen, S1 scores "
+            "the answer for each category in one forward pass; other bundles take their own categories alone.",
+            show_default="the bundle's",
+        ),
     ] = None,
     tau: Annotated[
         float | None,
@@ -91,6 +99,33 @@ def moderate(
     layout: Annotated[
         LayoutName | None,
         typer.Option(help="With --model: order of the prompt.", show_default="policy_first"),
+    ] = None,
+    policy_encoding: Annotated[
+        EncodingName | None,
+        typer.Option(
+            help="With --model: sequential, the policy is one text; or parallel, each category is read alone, so "
+            "that their order has no effect, and a new category costs reading that one.",
+            show_default="sequential",
+        ),
+    ] = None,
+    prune: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            min=0.0,
+            max=1.0,
+            help="Keep this share of a video's tokens, those that the policy looks at most, such as 0.1; "
+            "with a parallel policy. The report then shows where each flagged category looked.",
+            show_default="the bundle's, or all",
+        ),
+    ] = None,
+    policy_cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder that keeps the categories of parallel policies as the model has read them, for the "
+            "next run; it can be deleted at any time.",
+        ),
     ] = None,
     keyframes: Annotated[
         float | None,
@@ -169,8 +204,25 @@ def moderate(
                 lens = stack.enter_context(_connect(server))
             else:
                 lens = stack.enter_context(
-                    _load(bundle, policy, tau, model, captioner, layout, keyframes, device, remote)
+                    _load(
+                        bundle,
+                        policy,
+                        tau,
+                        model,
+                        captioner,
+                        layout,
+                        keyframes,
+                        device,
+                        remote,
+                        policy_encoding=None if policy_encoding is None else policy_encoding.value,
+                        prune=prune,
+                        policy_cache=policy_cache,
+                    )
                 )
+            if lens.provenance.screen_reader == "labels":
+                from safelens.verdict import LABELS_READ
+
+                typer.echo(f"note: {LABELS_READ}", err=True)
             run = Run(files, log, as_json)
             if log is not None:
                 log.check(lens.provenance)
@@ -193,13 +245,14 @@ def _check_options(given: dict[str, object]) -> None:
         for name in _HERE:
             if given[name] is not None:
                 raise UsageError(
-                    f"--{name} is about models here; with --server, the server's decide"
+                    f"--{name.replace('_', '-')} is about models here; with --server, the server's decide"
                 )
         if given["engine"] is not Engine.local:
             raise UsageError("--engine is about models here; with --server, the server's decide")
-    for name in ("captioner", "layout"):
+    for name in ("captioner", "layout", "policy_encoding"):
         if given[name] is not None and given["model"] is None:
-            raise UsageError(f"--{name} belongs to --model; a bundle brings its own")
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} belongs to --model; a bundle brings its own")
     if given["resume"] and given["out"] is None:
         raise UsageError("--resume continues a file of verdicts; name it with --out")
     page = given["report"]
@@ -231,6 +284,10 @@ def _load(
     keyframes: float | None,
     device: str | None,
     remote: Remote | None,
+    *,
+    policy_encoding: Literal["sequential", "parallel"] | None,
+    prune: float | None,
+    policy_cache: Path | None,
 ) -> SafeLens:
     """Build the system.
 
@@ -245,6 +302,7 @@ def _load(
         import torch
         from transformers.utils import logging
 
+        from safelens.assembly import EncodingError
         from safelens.bundle import BundleError
         from safelens.captioner import CaptionerError
         from safelens.cascade import SafeLens
@@ -265,6 +323,8 @@ def _load(
                 bundle or "tiny",
                 policy=policy,
                 tau=tau,
+                prune=prune,
+                policy_cache=policy_cache,
                 keyframe_shift_s=keyframes,
                 device=device,
                 remote=remote,
@@ -275,11 +335,21 @@ def _load(
             policy=policy or "default",
             tau=tau,
             layout=(layout or LayoutName.policy_first).value,
+            policy_encoding=policy_encoding or "sequential",
+            prune=prune,
+            policy_cache=policy_cache,
             keyframe_shift_s=keyframes,
             device=device,
             remote=remote,
         )
-    except (BundleError, ModelLoadError, CaptionerError, PolicyError, EndpointStop) as error:
+    except (
+        BundleError,
+        ModelLoadError,
+        CaptionerError,
+        PolicyError,
+        EncodingError,
+        EndpointStop,
+    ) as error:
         raise UsageError(str(error)) from error
 
 

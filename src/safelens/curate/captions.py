@@ -58,9 +58,8 @@ def captioned(
 
 
 def _fits(waiting: Sequence[tuple[Record, Clip]], clip: Clip, batch: int) -> bool:
-    """Whether a clip can be captioned together with those that wait: frames of one size, in one batch."""
-    frames = sum(len(c.frames) for _, c in waiting) + len(clip.frames)
-    return frames <= batch and clip.frames.shape[1:] == waiting[0][1].frames.shape[1:]
+    """Whether a clip's frames fit in one batch with those that wait."""
+    return sum(len(c.frames) for _, c in waiting) + len(clip.frames) <= batch
 
 
 def _described(

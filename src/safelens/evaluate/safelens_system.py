@@ -101,13 +101,16 @@ class SafeLensSystem:
         texts = [prompts.policy_prompt(self.policy), prompts.question(self.policy)]
         texts += [prompts.screening_suffix()]
         texts += [prompts.deliberation_request(self.policy, [Caption(time_s=0, text="")], scores)]
+        names = {"layout", "clip", "screen", "deliberate"}
+        if s.policy_encoding == "parallel":
+            names |= {"policy_encoding", "prune"}
+            texts += [prompts.policy_intro(), prompts.open_question()]
+            texts += [prompts.category_block(category) for category in self.policy.categories]
         return {
             "schema": SCHEMA,
             "kind": "safelens",
             "files": files,
-            "settings": s.model_dump(
-                mode="json", include={"layout", "clip", "screen", "deliberate"}
-            ),
+            "settings": s.model_dump(mode="json", include=names),
             "policy_sha256": self.policy.sha256,
             "texts": texts,
             "device": default_device(),
@@ -180,7 +183,7 @@ def _deliberate(lens: SafeLens, clip: Clip, s1: Screened, seconds: dict[str, flo
     others = [Spent()]
     if lens.captioner is not None:
         began = time.perf_counter()
-        [captions] = lens.captioner.describe([clip], spent=others[0])
+        [captions] = lens.captioner.describe([clip], spent=others)
         seconds["caption"] = time.perf_counter() - began
     began = time.perf_counter()
     if lens.deliberator.vlm is lens.screener.vlm:

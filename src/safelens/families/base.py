@@ -40,6 +40,10 @@ class Family(ABC):
     linear: ClassVar[str] = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
     """Names of the language model's linear layers, which an adapter changes."""
 
+    reach: int = 0
+    """How many tokens back the next one sees other than by attention: what a short convolution still reaches."""
+    query_norm: ClassVar[str] = "q_norm"
+    """What an attention layer calls the norm of its queries, if it has one."""
     placeholder: str
     patch_shape: tuple[int, int, int, int]
     merge: int
@@ -54,6 +58,11 @@ class Family(ABC):
     def factor(self) -> int:
         """What the sides of a frame are multiples of, pixels."""
         return self.patch_shape[-1] * self.merge
+
+    @property
+    @abstractmethod
+    def visual_token(self) -> int:
+        """Id of the token that stands for what the vision tower saw."""
 
     @property
     @abstractmethod
@@ -87,6 +96,44 @@ class Family(ABC):
     def positions(self, row: torch.Tensor, video: EncodedVideo) -> torch.Tensor:
         """Rotary positions (*axes, L) of a row of tokens that begins with a video, from 0 on."""
         return torch.arange(len(row)).expand(*self.axes, -1)
+
+    @property
+    def attention_layers(self) -> list[int]:
+        """Numbers of the language model's layers that attend."""
+        layers = self.model.model.language_model.layers
+        return [i for i, layer in enumerate(layers) if hasattr(layer, "self_attn")]
+
+    def attention(self, layer: int) -> Any:
+        """A layer's attention.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if layer not in self.attention_layers:
+            raise ValueError(
+                f"layer {layer} does not attend; expected one of {self.attention_layers}"
+            )
+        return self.model.model.language_model.layers[layer].self_attn
+
+    def queries(self, layer: int, given: torch.Tensor) -> torch.Tensor:
+        """A layer's queries before they are rotated, shape (B, heads, L, head size).
+
+        Args:
+            layer: one that attends.
+            given: what its attention was given, shape (B, L, D).
+        """
+        attention = self.attention(layer)
+        found = attention.q_proj(given).unflatten(-1, (-1, attention.head_dim))
+        norm = getattr(attention, self.query_norm, None)
+        return (found if norm is None else norm(found)).transpose(1, 2)
+
+    def rotated(self, queries: torch.Tensor, start: int) -> torch.Tensor:
+        """Queries (B, heads, L, head size) of text, as they are from rotary position ``start`` on."""
+        places = torch.arange(start, start + queries.shape[2], device=queries.device)
+        rotary = self.model.model.language_model.rotary_emb
+        cos, sin = rotary(queries, places.expand(*self.axes, 1, -1))
+        one, other = queries.chunk(2, dim=-1)
+        return queries * cos[:, None] + torch.cat([-other, one], dim=-1) * sin[:, None]
 
     def language_flops(self, new: int, past: int) -> float:
         """What ``new`` tokens cost the language model behind ``past`` cached ones."""

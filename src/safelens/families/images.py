@@ -43,6 +43,11 @@ class ImageFamily(Family):
         self._std = torch.tensor(pictures.image_std).view(-1, 1, 1)
 
     @property
+    def visual_token(self) -> int:
+        """See :class:`Family`."""
+        return int(self.config.image_token_id)
+
+    @property
     def projector(self) -> nn.Module:
         """See :class:`Family`."""
         found: nn.Module = self.model.model.multi_modal_projector

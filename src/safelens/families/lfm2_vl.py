@@ -17,6 +17,7 @@ class Lfm2Vl(ImageFamily):
     """LFM2-VL and LFM2.5-VL, without their tiles and thumbnails."""
 
     linear = "q_proj|k_proj|v_proj|in_proj|out_proj|w1|w2|w3"
+    query_norm = "q_layernorm"
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(
@@ -27,6 +28,7 @@ class Lfm2Vl(ImageFamily):
             opening=processor.image_start_token,
             closing=processor.image_end_token,
         )
+        self.reach = int(self.text_config.conv_L_cache) - 1
 
     def visual(self, videos: Sequence[EncodedVideo]) -> dict[str, torch.Tensor]:
         """See :class:`Family`; patches of an image as (patches, h * w * 3), images padded to the longest."""

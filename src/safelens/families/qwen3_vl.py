@@ -36,6 +36,11 @@ class Qwen3Vl(Family):
         processor.video_processor.cap_pixels_per_frame = False
 
     @property
+    def visual_token(self) -> int:
+        """See :class:`Family`."""
+        return int(self.config.video_token_id)
+
+    @property
     def projector(self) -> nn.Module:
         """See :class:`Family`; tower and projector are one module here."""
         visual: nn.Module = self.model.model.visual

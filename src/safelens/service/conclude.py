@@ -136,6 +136,8 @@ def provenance(session: Session, deployment: Deployment) -> Provenance:
         tau=_tau(session, deployment),
         taus=None if deployment.tau is not None else bundle.taus or None,
         layout=bundle.layout,
+        policy_encoding="parallel" if bundle.policy_encoding == "parallel" else None,
+        prune_keep=bundle.prune_keep,
         keyframe_shift_s=bundle.keyframe_shift_s or None,
         knows=bundle.knows,
     )

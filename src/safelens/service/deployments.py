@@ -190,6 +190,8 @@ class Deployments:
                 taus=settings.taus,
                 layout=settings.layout,
                 keyframe_shift_s=settings.clip.keyframe_shift_s,
+                policy_encoding=settings.policy_encoding,
+                prune_keep=None if settings.prune is None else settings.prune.keep,
                 policy_sha256=bundle.policy.sha256,
                 added_at=time.time(),
                 added_by=actor,

@@ -62,6 +62,8 @@ class BundleVersion(Table):
     taus: Mapped[dict[str, Any]]
     layout: Mapped[str]
     keyframe_shift_s: Mapped[float]
+    policy_encoding: Mapped[str]
+    prune_keep: Mapped[float | None]
     policy_sha256: Mapped[str] = mapped_column(ForeignKey("policy_versions.sha256"))
     """The policy that it brings."""
     added_at: Mapped[float]

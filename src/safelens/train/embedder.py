@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from safelens import prompts
 from safelens.policy import SAFE, Policy
 from safelens.prompts import FALSE, TRUE
-from safelens.screen import Layout, layout_of
+from safelens.reading import Layout, layout_of
 from safelens.train.loop import LoopConfig, fit
 from safelens.train.sequences import Example, Scored, answer_loss, teacher_forced
 from safelens.verdict import Caption

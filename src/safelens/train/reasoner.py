@@ -15,7 +15,7 @@ import torch
 
 from safelens.deliberate import ADAPTER
 from safelens.policy import Policy
-from safelens.screen import Layout
+from safelens.reading import Layout
 from safelens.train.embedder import LabelledClip, Turns, true_and_false
 from safelens.train.loop import LoopConfig, fit, processes
 from safelens.train.sequences import Example, answer_loss, teacher_forced

@@ -14,7 +14,8 @@ import torch
 from safelens.data.records import Record
 from safelens.domain_features import domain_features
 from safelens.policy import Policy
-from safelens.screen import LAST_TOKENS, Layout, layout_of
+from safelens.reading import Layout, layout_of
+from safelens.screen import LAST_TOKENS
 from safelens.train.clips import ClipReader, Decoded, decoded_once
 from safelens.train.loop import TrainingError
 from safelens.train.state_store import Screened, StateStore, video_key

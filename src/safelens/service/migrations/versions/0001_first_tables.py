@@ -107,6 +107,8 @@ def _tables() -> None:
         sa.Column("taus", sa.JSON(), nullable=False),
         sa.Column("layout", sa.String(), nullable=False),
         sa.Column("keyframe_shift_s", sa.Double(), nullable=False),
+        sa.Column("policy_encoding", sa.String(), nullable=False),
+        sa.Column("prune_keep", sa.Double(), nullable=True),
         sa.Column("policy_sha256", sa.String(), nullable=False),
         sa.Column("added_at", sa.Double(), nullable=False),
         sa.Column("added_by", sa.String(), nullable=False),
