@@ -187,17 +187,24 @@ def test_cut_files_are_decoded_exactly(name, options, share, tmp_path):
 
 @pytest.mark.parametrize("name", ["b-frames.mp4", "cues.mkv", "stream.ts", "hevc.mp4"])
 def test_a_damaged_keyframe_is_not_shown(name, tmp_path):
+    """The exact way is taken. What FFmpeg's threads paint over the damage differs from run to run (HEVC)."""
     path = write(tmp_path / name, steady(12), picture=noise, **DENSE.get(name, {}))
     with av.open(str(path)) as container:
         packets = container.demux(container.streams.video[0])
-        keys = [(p.pos, p.size) for p in packets if p.size and p.is_keyframe]
-    at, size = keys[5]
+        keys = [(p.pos, p.size, p.pts * p.time_base) for p in packets if p.size and p.is_keyframe]
+        began = float(min(shown for _, _, shown in keys))
+    at, size, shown = keys[5]
+    damaged = float(shown) - began, float(keys[6][2]) - began
     data = bytearray(path.read_bytes())
     assert by_keyframes(decode(str(path), KEYS))
     for place in range(at + size // 3, at + size // 3 + 500, 100):
         data[place] ^= 0x55
     path.write_bytes(data)
-    assert same(decode(str(path), KEYS), decode(str(path), EXACT))
+    found, exact = decode(str(path), KEYS), decode(str(path), EXACT)
+    assert not by_keyframes(found)
+    assert (found.timestamps, found.notes) == (exact.timestamps, exact.notes)
+    for time, one, other in zip(found.timestamps, found.frames, exact.frames, strict=True):
+        assert np.array_equal(one, other) or damaged[0] <= time < damaged[1]
 
 
 def test_a_clock_that_starts_anew_is_followed_exactly(tmp_path):
