@@ -60,7 +60,10 @@ class Captioner:
             raise ValueError(f"task {task!r}: expected one of {', '.join(CAPTION_TASKS)}")
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1: {max_new_tokens}")
+        from safelens.captioner_attention import attend_channels
+
         self.model = model.eval()
+        attend_channels(self.model)
         self.processor = processor
         self.task = task
         self.max_new_tokens = max_new_tokens
