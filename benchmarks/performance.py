@@ -23,6 +23,7 @@ TRUE_SHAPE = {"clips": 6, "repeats": 2, "length": 200}
 TINY = {"clips": 24, "repeats": 5}
 DECODING = {"repeats": 5}
 SCALING = {"videos": 10_000, "repeats": 5}
+BOUNDS = {"repeats": 3}
 DENSE = "720p-gop250.mp4"
 """The file by which keyframes are measured against torchcodec."""
 
@@ -44,6 +45,12 @@ def scaling(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None
     _python("benchmarks.scaling", out, settings)
 
 
+def bounds(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
+    """Stage: `benchmarks.true_shape`."""
+    bench = str(needs["true-shape"] / "found.json")
+    _python("benchmarks.true_shape", out, settings | {"bench": bench})
+
+
 def _python(module: str, out: Path, settings: dict[str, Any], *words: str) -> None:
     options = [f"--{name}={value}" for name, value in settings.items()]
     command = [sys.executable, "-m", module, *words, *options, "--out", str(out / "found.json")]
@@ -57,8 +64,10 @@ def _add(out: Path, before: dict[str, Any]) -> None:
 
 def stages(device: str) -> dict[str, Stage]:
     """Declare the measurements; nothing is run."""
+    true_shape = Stage("true-shape", bench, TRUE_SHAPE | {"device": device})
     return {
-        "true_shape": Stage("true-shape", bench, TRUE_SHAPE | {"device": device}),
+        "true_shape": true_shape,
+        "bounds": Stage("bounds", bounds, BOUNDS | {"device": device}, (true_shape,)),
         "tiny": Stage("tiny", bench, TINY | {"device": device}),
         "decoding": Stage("decoding", decoding, DECODING),
         "scaling": Stage("scaling", scaling, SCALING),

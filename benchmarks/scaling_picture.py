@@ -5,30 +5,16 @@ Knows axes and panels. Measures nothing.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib as mpl
-
-from safelens.evaluate.plots import INK, LINES
-
-_STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "safelens",
-    "text.color": INK,
-    "font.size": 9,
-}
+from benchmarks.drawing import drawing, svg
+from safelens.evaluate.plots import LINES
 
 
 def curves(report: Mapping[str, Any]) -> str:
     """Seconds a video over what grows, with the fastest and slowest repeat, and the memory of a long run."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(9.6, 5.4), layout="constrained")
-        FigureCanvasAgg(figure)
+    with drawing(9.6, 5.4, font=9) as figure:
         panels = figure.subplots(2, 3).flat
         frames = report["frames"]
         for axes, title, lines in (
@@ -54,8 +40,4 @@ def curves(report: Mapping[str, Any]) -> str:
         ):
             axes.plot(x, [point[key] for point in videos], color=LINES[0])
             axes.set(xlabel="videos of a run", ylabel=title, ylim=(0, None))
-        for axes in figure.axes:
-            axes.spines[["top", "right"]].set_visible(False)
-        target = io.BytesIO()
-        figure.savefig(target, format="svg", metadata={"Date": None})
-        return target.getvalue().decode()
+        return svg(figure)

@@ -46,7 +46,9 @@ ALPHA = DELTA = 0.05
 RESAMPLES = 200
 DRAWN = 500
 """Videos of a resample, on which tau is chosen."""
-SYSTEMS = ("zero_shot", "vlm_finetuned", "s1", "s1_equal", "s2", "cascade")
+SYSTEMS = ("zero_shot", "vlm_finetuned", "s1", "s1_matched", "s1_equal", "s2", "cascade")
+STEPS = 100
+"""Between the mix of classes that S1 was trained on and equal shares, to find where it flags as the VLM does."""
 
 Answers = dict[str, Answer]
 
@@ -103,21 +105,38 @@ class SeedAnswers:
     def systems(self) -> dict[str, Answers]:
         """Answers on the test videos, by system."""
         s1, s2 = (given(self.seed.test, self.root, n) for n in ("screen", "deliberate"))
+        tuned = given(self.seed.tuned, self.root, "generate")
         return {
             "zero_shot": given(ZERO_SHOT, self.root, "generate"),
-            "vlm_finetuned": given(self.seed.tuned, self.root, "generate"),
+            "vlm_finetuned": tuned,
             "s1": s1,
-            "s1_equal": self._equal(s1),
+            "s1_matched": self._matched(s1, tuned),
+            "s1_equal": self._shifted(s1, 1.0),
             "s2": s2,
             "cascade": {n: route(s1[n], s2[n], Thresholds(self.tau), "escalate") for n in s1},
         }
 
-    def _equal(self, s1: Answers) -> Answers:
-        """S1's answers if all classes were equally common, which is what Avg ACC weighs them by."""
+    def _matched(self, s1: Answers, other: Answers) -> Answers:
+        """S1's answers as far towards equal shares as it flags no more safe videos than another system."""
+        most = self.false_flags(other)
+        shifts = (self._shifted(s1, step / STEPS) for step in reversed(range(1, STEPS + 1)))
+        return next((found for found in shifts if self.false_flags(found) <= most), s1)
+
+    def false_flags(self, answers: Answers) -> float:
+        """Share of the safe test videos that are not called safe."""
+        safe = [record.id for record in self.world.test if not record.labels]
+        return float(np.mean([answers[name].label != SAFE for name in safe]))
+
+    def _shifted(self, s1: Answers, towards: float) -> Answers:
+        """S1's answers if classes were more equally common, as Avg ACC weighs them.
+
+        Shares of the classes are those of the choosing videos at 0, equal at 1, and geometric means between.
+        """
         labels = policy().labels
         seen = class_sets([r.labels for r in self.world.choice], labels).mean(0)
         p = np.array([[answer.scores[name] for name in labels] for answer in s1.values()])
-        rows = under_shares(p, seen, np.full(len(labels), 1 / len(labels)))
+        shares = seen ** (1 - towards)
+        rows = under_shares(p, seen, shares / shares.sum())
         found = {}
         for (key, answer), row in zip(s1.items(), rows, strict=True):
             label = labels[int(row.argmax())]

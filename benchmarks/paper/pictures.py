@@ -5,27 +5,19 @@ Knows curves and points. Knows nothing of where their values come from.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
+from benchmarks.drawing import drawing, svg
+from safelens.evaluate.plots import LINES
 
-from safelens.evaluate.plots import INK, LINES
-
-_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "safelens", "text.color": INK, "font.size": 10}
 _MARKERS = "osD^"
 
 
 def tau_picture(rows: Sequence[Mapping[str, float | None]]) -> str:
     """Accuracy over operations along tau, and the share that goes to S2 (the paper's figure 4)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     drawn = [row for row in rows if row["tau"] is not None and row["tau"] <= 1]
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(8.4, 3.2), layout="constrained")
-        FigureCanvasAgg(figure)
+    with drawing(8.4, 3.2) as figure:
         left, right = figure.subplots(1, 2)
         taus = [row["tau"] for row in drawn]
         for number, (key, title) in enumerate((("avg_acc", "Avg ACC"), ("escalated", "To S2"))):
@@ -40,18 +32,13 @@ def tau_picture(rows: Sequence[Mapping[str, float | None]]) -> str:
             ms=3,
         )
         right.set(xlabel="GFLOPs per video", ylabel="Avg ACC")
-        return _svg(figure)
+        return svg(figure)
 
 
 def grid_picture(pairs: Sequence[Mapping[str, Any]]) -> str:
     """S2's accuracy over seconds and over operations, by embedder and reasoner (the paper's figure 5)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     names = list(dict.fromkeys(pair["reasoner"] for pair in pairs))
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(8.4, 3.6), layout="constrained")
-        FigureCanvasAgg(figure)
+    with drawing(8.4, 3.6) as figure:
         panels = figure.subplots(1, 2, sharey=True)
         units = (("seconds", "Seconds per video"), ("gflops", "GFLOPs per video"))
         for axes, (unit, title) in zip(panels, units, strict=True):
@@ -71,12 +58,4 @@ def grid_picture(pairs: Sequence[Mapping[str, Any]]) -> str:
         figure.legend(
             handles, labels, title="Embedder, reasoner", loc="outside right center", frameon=False
         )
-        return _svg(figure)
-
-
-def _svg(figure: Any) -> str:
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-    target = io.BytesIO()
-    figure.savefig(target, format="svg", metadata={"Date": None})
-    return target.getvalue().decode()
+        return svg(figure)

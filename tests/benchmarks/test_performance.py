@@ -3,11 +3,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import scaling
 from benchmarks.performance import DENSE, stages, together
 from benchmarks.performance_page import written
 from benchmarks.scaling_picture import curves
+from benchmarks.true_shape import at_limits
+from safelens.bench.systems import clip_of
 from safelens.cascade import SafeLens
 
 torch.set_num_threads(1)
@@ -71,7 +74,10 @@ def test_the_page_says_what_was_found(grown):
     faster = {"torchcodec": {"median": 12.0}, "pyav_seek": {"median": 2.0}}
     one = {"times_faster_than": faster, "median_s": 0.1, "largest_error_s": 4.0}
     files = {DENSE: {"systems": {"exact": one, "keyframes": one}}}
+    least = {"naive": 9.0, "ours": 4.5, "s1": 2.0, "ours_over_naive": 2.0}
+    bounds = {"at_limits": least, "hundred_categories_over_six": 1.375}
     found = {"true_shape": bench, "tiny": bench, "decoding": {"files": files}, "scaling": grown}
+    found["bounds"] = bounds
     report = together(json.loads(json.dumps(found)))
     assert set(report["ratio"]) == {"ours_over_naive", "keyframes_over_torchcodec"}
     page = written(report, Path("benchmarks/results/cpu.json"), "performance.svg")
@@ -79,6 +85,27 @@ def test_the_page_says_what_was_found(grown):
     assert f"| {DENSE} | keyframes | 0.10 | 12.0 | 2.0 | 4.00 |" in page
     assert "13 videos in one run" in page
     assert "screen: 50% of the limit by products" in page
+    assert "9.0 s naive and 4.5 s ours (S1 alone 2.0 s), a ratio of 2.00" in page
+    assert "takes 1.38 times what it takes under 6" in page
+
+
+def test_bounds_follow_from_what_is_counted(bundle_dir, videos):
+    """Products alone, as PyTorch counts them without a cache; and reading weights alone."""
+    ours = {"gflops_per_video": 0.5, "tokens_per_video": 60.0}
+    bench = {"unsure": 3, "systems": {"naive": {"tokens_per_video": 100.0}, "ours": ours}}
+    with SafeLens.load(bundle_dir, device="cpu") as lens:
+        clip = clip_of(lens, videos[0])
+        bench["limits"] = {"flops_per_s": 1e9, "bytes_per_s": float("inf")}
+        products = at_limits(lens, clip, bench)
+        bench["limits"] = {"flops_per_s": float("inf"), "bytes_per_s": 1e9}
+        reading = at_limits(lens, clip, bench)
+        vlm = lens.screener.vlm
+        with FlopCounterMode(display=False) as counted, torch.inference_mode():
+            vlm.prefill_text(lens.screener.parts.head)
+        policy = counted.get_total_flops() / 1e9
+    assert products["naive"] - products["s1"] == pytest.approx(policy, rel=0.3)
+    assert products["ours"] == 0.5
+    assert reading["ours_over_naive"] == pytest.approx(100 / (60 / 3))
 
 
 def test_measurements_differ_by_machine():
