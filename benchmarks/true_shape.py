@@ -23,6 +23,7 @@ from recipes.machine import machine
 from safelens.bench.shapes import at_true_shape
 from safelens.bench.systems import clip_of
 from safelens.cascade import SafeLens
+from safelens.packed import weight_bytes
 from safelens.safeworld import sample_scene
 from safelens.safeworld.encode import USUAL, encode
 from safelens.video import Clip
@@ -46,7 +47,7 @@ def at_limits(lens: SafeLens, clip: Clip, bench: Mapping[str, Any]) -> dict[str,
     model = lens.screener.vlm.model
     [s1] = lens.screener.screen([clip])
     policy = language_flops(model.config.get_text_config(), lens.screener.head.length, 0)
-    weights = sum(p.numel() * p.element_size() for p in model.model.language_model.parameters())
+    weights = weight_bytes(model.model.language_model)
 
     def seconds(flops: float, passes: float) -> float:
         return float(flops / limits["flops_per_s"] + passes * weights / limits["bytes_per_s"])

@@ -41,7 +41,9 @@ def test_equals_each_group_on_its_own(layer):
 
 def test_other_layers_attend_as_before():
     query, key, value = torch.randn(3, 2, 3, 9, 8)
-    found, _ = channel_attention(nn.Module(), query, key, value, None, scaling=8**-0.5, is_causal=False)
+    found, _ = channel_attention(
+        nn.Module(), query, key, value, None, scaling=8**-0.5, is_causal=False
+    )
     wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value)
     torch.testing.assert_close(found, wanted.transpose(1, 2))
 

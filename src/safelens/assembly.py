@@ -126,6 +126,14 @@ class Parts:
     clip: ClipSettings
     remote: Remote | None
 
+    def __post_init__(self) -> None:
+        """Nothing is trained from here on, so weights may lie as kernels read them."""
+        from safelens.packed import pack
+
+        for part in (self.embedder, self.reasoner, self.captioner):
+            if part is not None:
+                pack(part.model)
+
     @classmethod
     def of_bundle(
         cls,

@@ -134,7 +134,7 @@ class VisionLanguageModel:
     def language_sha256(self) -> str:
         """Digest of the language model without adapters: its settings and weights, as they are held."""
         digest = hashlib.sha256(self.family.text_config.to_json_string().encode())
-        for name, weight in self.model.model.language_model.named_parameters():
+        for name, weight in self.model.model.language_model.state_dict().items():
             if ".lora_" not in name:
                 head = f"{name.replace('.base_layer', '')} {weight.dtype} {tuple(weight.shape)}"
                 digest.update(head.encode())

@@ -16,6 +16,7 @@ import torch
 from safelens.bench.limits import Limits
 from safelens.bench.systems import BenchSystem, Done, Plain
 from safelens.cascade import SafeLens
+from safelens.packed import weight_bytes
 from safelens.video import Clip
 from safelens.vlm_cost import Spent
 
@@ -86,9 +87,11 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def screening(lens: SafeLens, clips: Sequence[Clip], repeats: int) -> dict[str, Any]:
+def screening(
+    lens: SafeLens, theirs: SafeLens, clips: Sequence[Clip], repeats: int
+) -> dict[str, Any]:
     """S1 for one video on the policy's cache, beside the plain forward pass over the whole prompt."""
-    plain = Plain(lens, None)
+    plain = Plain(theirs, None)
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}
     for number in range(repeats):
         clip = clips[number % len(clips)]
@@ -119,9 +122,7 @@ def shares(lens: SafeLens, clips: Sequence[Clip], limits: Limits) -> dict[str, A
         decoding.admit(s1, context, deliberator.program((), s1.scores, context.spent))
     decoding.step()
     steps = [_seconds(decoding.step, lens) for _ in range(4)]
-    weights = sum(
-        p.numel() * p.element_size() for p in _language(deliberator.vlm.model).parameters()
-    )
+    weights = weight_bytes(_language(deliberator.vlm.model))
     found["deliberate"] = {
         "bytes_per_s": (weights + decoding.held_bytes) / min(steps),
         "rows": len(decoding),

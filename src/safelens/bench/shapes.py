@@ -17,6 +17,7 @@ from safelens.bundle import Bundle, ClipSettings
 from safelens.captioner import Captioner
 from safelens.cascade import SafeLens
 from safelens.deliberate import ADAPTER, Deliberator
+from safelens.packed import pack
 from safelens.policy import Policy
 from safelens.probe import ProbeConfig, RollingAttentionProbe
 from safelens.screen import ProbeReader, Screener
@@ -79,7 +80,7 @@ RANK = 32
 def at_true_shape(
     device: str, *, caption_tokens: int, dtype: torch.dtype = torch.bfloat16
 ) -> SafeLens:
-    """The whole system with the default policy.
+    """The whole system with the default policy, its weights as a bundle's lie.
 
     Args:
         device: where it runs.
@@ -97,6 +98,8 @@ def at_true_shape(
     probe = RollingAttentionProbe(ProbeConfig(input_dim=vlm.hidden_size, labels=policy.labels))
     captioner = Captioner(*florence(tokenizer, dtype, device), max_new_tokens=caption_tokens)
     captioner.model.generation_config.min_new_tokens = caption_tokens
+    for model in (vlm.model, captioner.model):
+        pack(model)
     thresholds = Thresholds(0.9)
     return SafeLens(
         Screener(vlm, policy, reader=ProbeReader(probe.to(device))),

@@ -2,7 +2,7 @@
 
 Knows how each way runs. Knows nothing of how runs are measured against each other.
 
-All three read files through the same decoder, and have the same weights in memory. What is written is as long in
+All three read files through the same decoder, and have weights of the same values. What is written is as long in
 all of them, if a length is given: then no model ends by itself, and none guesses what it writes, which for
 random weights would be too easy.
 """

@@ -84,10 +84,14 @@ def bench(
 
                 length = length or 200
                 typer.echo("making models of random weights", err=True)
-                lens = stack.enter_context(at_true_shape(where, caption_tokens=40))
+                lens, theirs = (
+                    stack.enter_context(at_true_shape(where, caption_tokens=40)) for _ in range(2)
+                )
             else:
-                lens = stack.enter_context(SafeLens.load(bundle, device=where))
-            report = _measure(lens, files, repeats, escalated, length)
+                lens, theirs = (
+                    stack.enter_context(SafeLens.load(bundle, device=where)) for _ in range(2)
+                )
+            report = _measure(lens, theirs, files, repeats, escalated, length)
     except (UsageError, BundleError, ModelLoadError, CaptionerError, VideoError) as error:
         fail(str(error))
     except KeyboardInterrupt:
@@ -112,10 +116,20 @@ def _draw(folder: Path, clips: int, side: int) -> list[Path]:
 
 
 def _measure(
-    lens: SafeLens, files: list[Path], repeats: int, escalated: float, length: int | None
+    lens: SafeLens,
+    theirs: SafeLens,
+    files: list[Path],
+    repeats: int,
+    escalated: float,
+    length: int | None,
 ) -> dict[str, Any]:
-    """Raises UsageError for a bundle that the plain ways cannot run."""
+    """Measure SafeLens, and the same models as the library holds them, which are made of ``theirs``.
+
+    Raises:
+        UsageError: a bundle that the plain ways cannot run.
+    """
     from safelens.bench import compare, limits, systems
+    from safelens.packed import unpack
     from safelens.screen import ProbeReader
 
     vlm = lens.screener.vlm
@@ -124,10 +138,13 @@ def _measure(
         raise UsageError(f"bench runs a Qwen3-VL with a probe; this is a {kind}, or has none")
     if lens.deliberator.vlm is not vlm:
         raise UsageError("bench runs bundles whose S2 goes on from S1's cache")
+    unpack(theirs.screener.vlm.model)
+    if theirs.captioner is not None:
+        unpack(theirs.captioner.model)
     unsure = systems.share_unsure(lens, files, escalated)
     ways: list[systems.BenchSystem] = [
-        systems.Naive(lens, length),
-        systems.PaperStyle(lens, length, unsure),
+        systems.Naive(theirs, length),
+        systems.PaperStyle(theirs, length, unsure),
         systems.Ours(lens, length),
     ]
     clips = [systems.clip_of(lens, path) for path in files[:8]]
@@ -141,7 +158,7 @@ def _measure(
 
         report = compare.rounds(ways, files, repeats, advance)
     best = limits.measure(next(vlm.model.parameters()).dtype, vlm.device)
-    alone = compare.screening(lens, clips, 2 * repeats)
+    alone = compare.screening(lens, theirs, clips, 2 * repeats)
     report["ratio"]["s1_over_plain"] = alone.pop("s1_over_plain")
     return report | {
         "videos": len(files),

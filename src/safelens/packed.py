@@ -1,0 +1,120 @@
+"""Linear layers whose weights lie as the CPU's kernels read them.
+
+Knows oneDNN's packed weights, which only use the model: no gradient goes through them. Products of a few tokens with a
+weight as PyTorch keeps it lay the whole weight out anew each time, and cost several times what reading it does;
+S2's passes and captions consist of such products.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import register_flop_formula
+
+_OPS: Any = torch.ops.mkldnn
+LEAST = 2**20
+"""Numbers of a weight from which packing pays; smaller ones fit into a core's cache however they lie."""
+
+
+class PackedLinear(nn.Module):
+    """A linear layer with a packed weight, and nothing of the layer that it is made of but its bias.
+
+    Args:
+        linear: on a CPU, in float32 or bfloat16.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bias = linear.bias
+        self._packed = _OPS._reorder_linear_weight(linear.weight.detach(), None)
+        self.training = linear.training
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight as it was, (out, in); a copy."""
+        dense: torch.Tensor = self._packed.to_dense()
+        return dense
+
+    @property
+    def nbytes(self) -> int:
+        """Of the weight."""
+        return self.in_features * self.out_features * int(self._packed.element_size())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Shape (..., in) to (..., out)."""
+        found: torch.Tensor = _OPS._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        return found
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        destination[prefix + "weight"] = self.weight
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def extra_repr(self) -> str:
+        """As a linear layer's."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, packed"
+
+
+@register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+def _flops(
+    x: torch.Size, weight: torch.Size, *args: Any, out_shape: torch.Size, **more: Any
+) -> int:
+    return 2 * x.numel() * weight[0]
+
+
+def pack(model: nn.Module, least: int = LEAST) -> None:
+    """Put packed layers in the place of a model's linear layers, where the machine and their type allow it.
+
+    Adapters' layers stay, and weights that something else holds too, such as a head that is the embedding.
+
+    Args:
+        model: is changed.
+        least: numbers of a weight that is packed.
+    """
+    held: dict[int, int] = {}
+    for module in model.modules():
+        for weight in module._parameters.values():
+            if weight is not None:
+                held[id(weight)] = held.get(id(weight), 0) + 1
+    for name, module in list(model.named_modules()):
+        for child, linear in list(module.named_children()):
+            if (
+                type(linear) is nn.Linear
+                and "lora_" not in f"{name}.{child}"
+                and linear.weight.numel() >= least
+                and held[id(linear.weight)] == 1
+                and _can_pack(linear.weight)
+            ):
+                setattr(module, child, PackedLinear(linear))
+
+
+def unpack(model: nn.Module) -> None:
+    """Undo :func:`pack`."""
+    for module in list(model.modules()):
+        for child, packed in list(module.named_children()):
+            if isinstance(packed, PackedLinear):
+                linear = nn.Linear(packed.in_features, packed.out_features, device="meta")
+                linear.weight = nn.Parameter(packed.weight)
+                linear.bias = packed.bias
+                setattr(module, child, linear.train(packed.training))
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """What a pass reads if it reads every weight of a model once."""
+    plain = sum(p.numel() * p.element_size() for p in model.parameters())
+    return plain + sum(m.nbytes for m in model.modules() if isinstance(m, PackedLinear))
+
+
+def _can_pack(weight: torch.Tensor) -> bool:
+    if weight.device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(_OPS._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32
