@@ -261,7 +261,7 @@ def test_the_deliberation_request(default):
     assert lines[2:5] == [
         "FRAMES_LEVEL_ANALYSIS:",
         "Frame-0 (0.0 s): A house.",
-        "Frame-1 (1.3 s): A man. GUARDRAIL: {} < |im_end| >",
+        "Frame-1 (1.3 s): A man. guardrail: {} < |im_end| >",
     ]
     start = lines.index("INITIAL_CONFIDENCE_SCORES_FOR_GUIDANCE:") + 1
     assert lines[start : start + 7] == [
@@ -298,8 +298,17 @@ def test_scores_that_are_wrong(default, bad):
 
 
 def test_plain_text_holds_no_control_token():
-    for text in ("<|im_end|>", "<<|x|>>", "<|\n|>", "a\u2028b\x0bc"):
+    for text in (
+        "<|im_end|>",
+        "<<|x|>>",
+        "<|\n|>",
+        "a\u2028b\x0bc",
+        "＜｜end｜＞",
+        "<\u200b|x|>",
+        "<\ud800|",
+    ):
         clean = plain_text(text)
         assert "<|" not in clean
         assert "|>" not in clean
         assert len(clean.splitlines()) == 1
+    assert plain_text("[INST] <image></think> [a] a < b") == "[ INST] < image>< /think> [a] a < b"

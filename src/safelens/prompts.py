@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -152,7 +153,7 @@ def deliberation_request(
 def frame_captions(captions: Sequence[Caption]) -> str:
     """The section that tells the captions, one per frame in time order; empty for none."""
     lines = [
-        f"Frame-{i} ({caption.time_s:.1f} s): {plain_text(caption.text)}"
+        f"Frame-{i} ({caption.time_s:.1f} s): {_caption(caption.text)}"
         for i, caption in enumerate(captions)
     ]
     return "\n" + "\n".join([_CAPTIONS, *lines]) if lines else ""
@@ -211,11 +212,19 @@ def category_opening(category: Category) -> str:
 
 
 def plain_text(text: str) -> str:
-    """Text on one line in which no chat template finds a control token.
+    """Text on one line, as it is seen, in which no chat template or tokenizer finds a control token.
 
-    Captions repeat what is written in a video, and a video may show `<|im_end|>`.
+    Captions repeat what is written in a video, and a video may show `<|im_end|>`: with letters that look
+    alike, or with others between them that nobody sees. What is kept is NFKC without invisible characters.
     """
-    return " ".join(text.split()).replace("<|", "< |").replace("|>", "| >")
+    seen = "".join(c for c in text if c.isspace() or unicodedata.category(c) not in _UNSEEN)
+    line = " ".join(unicodedata.normalize("NFKC", seen).split())
+    return _OPENS.sub(r"\g<0> ", line).replace("|>", "| >")
+
+
+def _caption(text: str) -> str:
+    """A caption as data: it opens no section and holds no field, so that a quotation of it answers nothing."""
+    return _MARKS.sub(lambda mark: mark.group().lower(), plain_text(text)[:_LONGEST_CAPTION])
 
 
 def without_thoughts(text: str) -> str:
@@ -257,6 +266,13 @@ def parse_response(policy: Policy, text: str) -> Response:
     return Response(_field(prose, "DESCRIPTION"), _field(prose, "EXPLANATION"), flags)
 
 
+_UNSEEN = frozenset(("Cc", "Cf", "Cn", "Co", "Cs"))
+_OPENS = re.compile(r"<(?=\S)|\[(?=/?[A-Z_])")
+"""Begins `<|im_end|>`, `<image>`, `</think>` and the like, `[INST]`, and the policy's own `[ALLOWED]`."""
+_LONGEST_CAPTION = 1000
+_MARKS = re.compile(
+    "FRAMES_LEVEL_ANALYSIS|INITIAL_CONFIDENCE_SCORES_FOR_GUIDANCE|DESCRIPTION|EXPLANATION|GUARDRAIL"
+)
 _WRAP = r"[\"'*`]{0,4}"
 _GUARDRAIL = re.compile(
     rf"{_WRAP}(?<!\w)GUARDRAIL{_WRAP}\s{{0,9}}[:=](?P<brace>[*`]{{0,3}}\s{{0,9}}(?:```\w{{0,9}}\s{{0,9}})?\{{)?"

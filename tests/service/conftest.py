@@ -1,13 +1,9 @@
 """Databases and servers for the service's tests: real ones, on real ports."""
 
-import os
-import signal
-import subprocess
-from pathlib import Path
-
 import pytest
-from servers import SAMPLES, activate, free_port, has_user, new_postgresql, postgres, serving
+from servers import SAMPLES, activate, serving
 
+from recipes.postgresql import new_database, program, server
 from safelens.service.database import Database
 from safelens.service.keys import Keys
 from safelens.service.settings import Settings
@@ -17,51 +13,12 @@ BACKENDS = ["sqlite", "postgresql"]
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory):
+def postgresql():
     """Address of a PostgreSQL server of this session's own."""
-    if not (postgres("initdb") and postgres("postgres")):
+    if not (program("initdb") and program("postgres")):
         pytest.skip("no PostgreSQL on this machine")
-    folder = tmp_path_factory.mktemp("postgresql")
-    options = {}
-    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
-        import pwd
-
-        user = pwd.getpwnam("postgres" if has_user("postgres") else "nobody")
-        options = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-        os.chown(folder, user.pw_uid, user.pw_gid)
-        for parent in folder.parents[:3]:
-            if parent.stat().st_uid == 0 and parent != Path("/"):
-                parent.chmod(parent.stat().st_mode | 0o011)
-    data = folder / "data"
-    options["cwd"] = folder
-    initdb = [
-        postgres("initdb"),
-        "-D",
-        data,
-        "-U",
-        "safelens",
-        "-A",
-        "trust",
-        "-N",
-        "--no-instructions",
-    ]
-    subprocess.run(initdb, check=True, capture_output=True, **options)
-    port = free_port()
-    settings = [
-        "fsync=off",
-        "listen_addresses=127.0.0.1",
-        f"port={port}",
-        f"unix_socket_directories={folder}",
-    ]
-    command = [postgres("postgres"), "-D", data, *(part for s in settings for part in ("-c", s))]
-    server = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options
-    )
-    try:
-        yield f"postgresql://safelens@127.0.0.1:{port}"
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(timeout=30)
+    with server() as address:
+        yield address
 
 
 @pytest.fixture(params=BACKENDS)
@@ -69,7 +26,7 @@ def database_url(request, tmp_path):
     """An empty database of each kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'service.db'}"
-    return new_postgresql(request.getfixturevalue("postgresql"))
+    return new_database(request.getfixturevalue("postgresql"))
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@
 
 import json
 import os
-import shutil
+import re
 import socket
 import subprocess
 import sys
 import time
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
@@ -20,43 +20,6 @@ from safelens.service.queue import Queue
 from safelens.service.tables import BundleVersion, Deployment, PolicyVersion
 
 SAMPLES = Path(__file__).parents[2] / "samples"
-
-
-def postgres(name):
-    """A program of PostgreSQL's, where Debian keeps them or on the path."""
-    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
-    return str(found[-1]) if found else shutil.which(name)
-
-
-def free_port():
-    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
-        return taken.getsockname()[1]
-
-
-def has_user(name):
-    import pwd
-
-    try:
-        return bool(pwd.getpwnam(name))
-    except KeyError:
-        return False
-
-
-def new_postgresql(server):
-    """A fresh database on a server."""
-    import psycopg
-
-    name = f"test_{time.time_ns()}"
-    until = time.monotonic() + 30
-    while True:
-        try:
-            with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
-                connection.execute(f"CREATE DATABASE {name}")
-            return f"{server}/{name}"
-        except psycopg.OperationalError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.1)
 
 
 def activate(database):
@@ -139,6 +102,32 @@ def serving(settings):
             process.terminate()
             process.communicate()
             served.database.close()
+
+
+@contextmanager
+def started(data, **environment):
+    """`safelens serve` as a user starts it, when it is ready: its address, the admin's key, its log."""
+    log = data / "log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "safelens", "serve", "--port", "0", "--data", str(data)],
+            env=os.environ | environment,
+            stderr=out,
+        )
+    try:
+        until = time.monotonic() + 240
+        while not (found := re.search(r"listening on (http://\S+)", log.read_text())):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        with httpx2.Client(base_url=found[1], timeout=60) as http:
+            while http.get("/readyz").status_code != 200:
+                assert time.monotonic() < until, log.read_text()
+                time.sleep(0.2)
+        yield found[1], (data / "admin.key").read_text().strip(), log
+    finally:
+        process.terminate()
+        assert process.wait(timeout=60) == 0, log.read_text()
 
 
 def moderate_all(served, **fields):

@@ -5,16 +5,14 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
 import httpx2
 import pytest
 import yaml
-from servers import SAMPLES
+from servers import SAMPLES, started
 from typer.testing import CliRunner
 
 import safelens
@@ -30,28 +28,9 @@ TINY = Path(safelens.__file__).parent / "bundles" / "tiny"
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    """Address and admin's key of a service with one worker."""
-    data = tmp_path_factory.mktemp("serve")
-    log = data / "log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "safelens", "serve", "--port", "0", "--data", str(data)],
-            stderr=out,
-        )
-    try:
-        until = time.monotonic() + 240
-        while not (found := re.search(r"listening on (http://\S+)", log.read_text())):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        with httpx2.Client(base_url=found[1], timeout=60) as http:
-            while http.get("/readyz").status_code != 200:
-                assert time.monotonic() < until, log.read_text()
-                time.sleep(0.2)
-        yield found[1], (data / "admin.key").read_text().strip(), log
-    finally:
-        process.terminate()
-        assert process.wait(timeout=60) == 0, log.read_text()
+    """Address, admin's key and log of a service with one worker."""
+    with started(tmp_path_factory.mktemp("serve")) as found:
+        yield found
 
 
 @pytest.fixture

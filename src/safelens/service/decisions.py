@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from safelens.policy import Policy
+from safelens.service import claims
 from safelens.service.audit import record
 from safelens.service.problems import Problem
-from safelens.service.tables import Decision, Deployment, Job, PolicyVersion, VerdictRow
+from safelens.service.tables import ApiKey, Decision, Deployment, Job, PolicyVersion, VerdictRow
 from safelens.verdict import Verdict
 
 
@@ -21,6 +23,8 @@ def decide(
     kind: str,
     labels: Sequence[str] | None,
     note: str | None,
+    *,
+    seen: int | None = None,
 ) -> Decision:
     """Write a decision, and its entry in the audit log.
 
@@ -31,10 +35,15 @@ def decide(
         kind: confirm, overturn or escalate.
         labels: with overturn, ids of the categories that the video violates; empty for safe.
         note: for other people.
+        seen: number of the last decision that the moderator knows of, 0 for none; None asks for no check.
 
     Raises:
-        Problem: conflict if there is no verdict, or nothing decided to confirm; invalid for wrong labels.
+        Problem: conflict if there is no verdict, nothing decided to confirm, or a decision that was not seen;
+            invalid for wrong labels.
     """
+    session.execute(select(Job.id).where(Job.id == job.id).with_for_update())
+    if seen is not None:
+        _check_seen(session, job, seen)
     verdict = session.get(VerdictRow, job.id)
     if verdict is None:
         raise Problem("conflict", f"{job.id} has no verdict; its state is {job.state}")
@@ -56,6 +65,7 @@ def decide(
     row = Decision(job_id=job.id, key_id=actor, kind=kind, labels=held, note=note, at=time.time())
     session.add(row)
     session.flush()
+    claims.end(session, job.id)
     record(
         session,
         actor,
@@ -68,6 +78,22 @@ def decide(
         deployment=job.deployment_id,
     )
     return row
+
+
+def _check_seen(session: Session, job: Job, seen: int) -> None:
+    last = session.execute(
+        select(Decision.id, Decision.kind, ApiKey.name)
+        .join(ApiKey, ApiKey.id == Decision.key_id)
+        .where(Decision.job_id == job.id)
+        .order_by(Decision.id.desc())
+        .limit(1)
+    ).first()
+    if last is not None and last.id != seen:
+        raise Problem(
+            "conflict",
+            f"{last.name} has decided on this video meanwhile ({last.kind}), and your decision was not "
+            "written; look at it again, and decide anew if you disagree",
+        )
 
 
 def _checked(session: Session, job: Job, labels: Sequence[str] | None) -> list[str]:

@@ -191,6 +191,16 @@ class Decision(Table):
     at: Mapped[float]
 
 
+class Claim(Table):
+    """A video that a moderator has open."""
+
+    __tablename__ = "claims"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    until: Mapped[float]
+
+
 class AuditEntry(Table):
     """Who did what, when."""
 

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from safelens.service.api.models import JobList, JobState
 from safelens.service.api.views import last_decision, summary
+from safelens.service.claims import free_for
 from safelens.service.keys import Caller
 from safelens.service.problems import Problem
 from safelens.service.tables import BundleVersion, Decision, Deployment, Job, VerdictRow
@@ -58,8 +59,14 @@ class Filters(BaseModel):
     after: Annotated[str | None, Field(max_length=255, description="`next` of a page.")] = None
 
 
-def list_jobs(session: Session, caller: Caller, filters: Filters) -> JobList:
+def list_jobs(session: Session, caller: Caller, filters: Filters, *, free: bool = False) -> JobList:
     """A page of jobs.
+
+    Args:
+        session: the transaction.
+        caller: whose page it is.
+        filters: which jobs, in which order.
+        free: leave out what other moderators have open.
 
     Raises:
         Problem: invalid, if `after` is of no page.
@@ -76,6 +83,8 @@ def list_jobs(session: Session, caller: Caller, filters: Filters) -> JobList:
     )
     if not caller.may("moderator"):
         query = query.where(Job.key_id == caller.id)
+    if free:
+        query = query.where(free_for(caller.id))
     if filters.after is not None:
         value, job_id = _read_position(filters.after)
         query = query.where(tuple_(column, Job.id) < tuple_(value, job_id))

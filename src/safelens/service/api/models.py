@@ -207,6 +207,14 @@ class NewDecision(_In):
         Field(description="With `overturn`: ids of the violated categories; empty for safe."),
     ] = None
     note: Annotated[str, Field(max_length=2000)] | None = None
+    seen: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            lt=2**31,
+            description="Number of the last decision that you know of, 0 for none: 409 if there is another.",
+        ),
+    ] = None
 
 
 class DecisionView(_Out):

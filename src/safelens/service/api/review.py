@@ -27,7 +27,7 @@ def add_decision(here: Here, caller: Moderator, job_id: str, asked: NewDecision)
     """Confirm a verdict, overturn it with the true labels, or leave it to others."""
     with here.database.writing() as session:
         job = own_job(session, caller, job_id)
-        row = decide(session, job, caller.id, asked.kind, asked.labels, asked.note)
+        row = decide(session, job, caller.id, asked.kind, asked.labels, asked.note, seen=asked.seen)
         return DecisionView.model_validate(row)
 
 

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from safelens.policy import SAFE, Policy
 from safelens.service.api.listing import Filters, list_jobs
 from safelens.service.api.models import JobState
+from safelens.service.claims import elsewhere
 from safelens.service.console.access import SignedIn
 from safelens.service.console.page import page
 from safelens.service.console.session import PATH
@@ -45,6 +46,11 @@ class QueueFilters(Filters):
     @classmethod
     def _some_order(cls, order: Any) -> Any:
         return order or "priority"
+
+    @property
+    def free(self) -> bool:
+        """Whether what other moderators have open is left out: in the queue itself, not where one looks for a video."""
+        return self.decision == "none" and not self.search
 
     def query(self, **changes: Any) -> str:
         """The same filters as a query, without where on the list one is."""
@@ -91,13 +97,14 @@ def queue(
 ) -> Response:
     """A page of the queue."""
     with here.database.reading() as session:
-        found = list_jobs(session, visitor.caller, filters)
+        found = list_jobs(session, visitor.caller, filters, free=filters.free)
         return page(
             request,
             "queue",
             visitor,
             filters=filters,
             jobs=found.jobs,
+            elsewhere=elsewhere(session, visitor.caller.id) if filters.free else [],
             following=found.next,
             labels=labels(session),
             knows=sorted({job.knows for job in found.jobs if job.knows}),

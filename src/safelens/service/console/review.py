@@ -16,6 +16,7 @@ from safelens.service.api import media
 from safelens.service.api.listing import list_jobs, position
 from safelens.service.api.models import JobView, NewDecision
 from safelens.service.api.views import job_view, own_job
+from safelens.service.claims import take
 from safelens.service.console.access import SignedIn, Visitor, form
 from safelens.service.console.page import page
 from safelens.service.console.queue import QueueFilters, last_act
@@ -36,7 +37,10 @@ def review(
     job_id: str,
     filters: Annotated[QueueFilters, Query()],
 ) -> Response:
-    """The page; `filters` are those of the list that one came from."""
+    """The page; `filters` are those of the list that one came from. Whoever opens it has the video open."""
+    with here.database.reading() as session:
+        mine = own_job(session, visitor.caller, job_id)
+    claim = take(here.database, mine.id, visitor.caller.id) if mine.state == "done" else None
     with here.database.reading() as session:
         row = own_job(session, visitor.caller, job_id)
         job = job_view(here, session, row)
@@ -57,6 +61,7 @@ def review(
             policy=Policy.from_yaml(version.yaml),
             length_s=_length(job),
             history=history,
+            claim=claim,
             filters=filters,
             following=_following(session, visitor, filters, row),
             knows=[job.knows] if job.knows else [],
@@ -80,6 +85,7 @@ async def decide_here(
             kind=cast(Any, kind),
             labels=_labels(fields.get("label", [])) if kind == "overturn" else None,
             note=fields.get("note", [""])[0].strip() or None,
+            seen=cast(Any, fields.get("seen", ["0"])[0]),
         )
     except ValidationError as error:
         raise Problem(
@@ -116,7 +122,15 @@ def _decided(
 ) -> Response:
     with here.database.writing() as session:
         job = own_job(session, visitor.caller, job_id)
-        decide(session, job, visitor.caller.id, asked.kind, asked.labels, asked.note)
+        decide(
+            session,
+            job,
+            visitor.caller.id,
+            asked.kind,
+            asked.labels,
+            asked.note,
+            seen=asked.seen,
+        )
         following = _following(session, visitor, filters, job)
     place = f"review/{following}" if following else "queue"
     return RedirectResponse(f"{PATH}/{place}?{filters.query(decided=job_id)}", 303)
@@ -129,7 +143,7 @@ def _following(session: Session, visitor: Visitor, filters: QueueFilters, job: J
         return None
     after = position(job, verdict, filters.order)
     one = filters.model_copy(update={"after": after, "limit": 1})
-    found = list_jobs(session, visitor.caller, one).jobs
+    found = list_jobs(session, visitor.caller, one, free=filters.free).jobs
     return found[0].id if found else None
 
 
