@@ -21,8 +21,12 @@ def encoded(vlm, clips):
     return vlm.encode_videos([c.frames for c in clips], [c.timestamps for c in clips])
 
 
-def pieces_of(vlm, prompt, video, layout):
-    """(kind, ids, rotary positions) of every piece of the prompt, in the order of one masked run."""
+def pieces_of(vlm, prompt, video, layout, answer=None):
+    """(kind, ids, rotary positions) of every piece of the prompt, in the order of one masked run.
+
+    Args:
+        answer: token ids behind the question.
+    """
     blocks = [
         ("block", vlm.ids(prompts.category_block(category)))
         for category in prompt.policy.categories
@@ -34,6 +38,8 @@ def pieces_of(vlm, prompt, video, layout):
     else:
         trunk, tail = map(vlm.ids, prompt.parts.tail.split(MARK))
         order = [("text", head), ("video", video.ids), ("text", trunk), *blocks, ("tail", tail)]
+    if answer is not None:
+        order[-1] = ("tail", torch.cat([order[-1][1], answer]))
     pieces, at, longest = [], 0, 0
     for kind, ids in order:
         if kind == "block":
@@ -51,12 +57,18 @@ def pieces_of(vlm, prompt, video, layout):
 
 @torch.no_grad()
 def direct(vlm, prompt, video, layout, hidden_places=None, **more):
+    """As :func:`masked`, without gradient."""
+    return masked(vlm, prompt, video, layout, hidden_places, **more)
+
+
+def masked(vlm, prompt, video, layout, hidden_places=None, answer=None, **more):
     """One run of everything, without a cache; gives the tail's states and what else was asked for.
 
     Args:
         hidden_places: bool (L,) of the video's tokens that the tail does not see.
+        answer: token ids behind the question, which belong to the tail.
     """
-    pieces = pieces_of(vlm, prompt, video, layout)
+    pieces = pieces_of(vlm, prompt, video, layout, answer)
     which = torch.cat([torch.full((len(ids),), i) for i, (_, ids, _) in enumerate(pieces)])
     kind = [pieces[i][0] for i in which.tolist()]
     block = torch.tensor([k == "block" for k in kind])

@@ -89,6 +89,20 @@ class Encoding:
         except ValueError as error:
             raise ModelLoadError(f"prune: {error}") from error
 
+    def prompt(self, vlm: VisionLanguageModel, policy: Policy, layout: Layout) -> Prompt:
+        """A policy put to a model, with blocks of its own.
+
+        Raises:
+            ModelLoadError: the model has no such layer.
+        """
+        from safelens.reading import SequentialPrompt
+        from safelens.safewatch.parallel import ParallelPrompt
+
+        blocks = self.blocks(vlm)
+        if blocks is None:
+            return SequentialPrompt(vlm, policy, layout)
+        return ParallelPrompt(blocks, policy, layout=layout, keep=self.keep)
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -245,17 +259,13 @@ class Parts:
         Texts may differ: what a category means is then the policy's to say. Their order counts only where
         the policy is read as one text.
         """
-        if self.bundle is None:
-            return False
-        labels, own = policy.labels, self.bundle.policy.labels
-        return labels == own or (self.encoding.policy == "parallel" and set(labels) == set(own))
+        return self.bundle is not None and knows_classes(self.bundle, policy)
 
     def thresholds(self, policy: Policy) -> Thresholds:
-        """The bundle's for its own classes; else one tau, at least that of what is not calibrated."""
+        """See :func:`thresholds_of`; one tau where nothing was calibrated."""
         if self.bundle is None:
             return Thresholds(UNCALIBRATED_TAU)
-        found = self.bundle.settings.thresholds
-        return found if self.own(policy) else Thresholds(max(UNCALIBRATED_TAU, found.tau))
+        return thresholds_of(self.bundle, policy)
 
     def screener(self, policy: Policy) -> Screener:
         """S1 for a policy."""
@@ -326,6 +336,21 @@ class Parts:
             knows=None if bundle is None else bundle.settings.knows,
             remote=None if server is None else server.provenance,
         )
+
+
+def knows_classes(bundle: Bundle, policy: Policy) -> bool:
+    """Whether a bundle's probe, temperature and tau were made for a policy's classes; see :meth:`Parts.own`."""
+    labels, own = policy.labels, bundle.policy.labels
+    parallel = bundle.settings.policy_encoding == "parallel"
+    return labels == own or (parallel and set(labels) == set(own))
+
+
+def thresholds_of(bundle: Bundle, policy: Policy) -> Thresholds:
+    """A bundle's for its own classes; else one tau, at least that of what is not calibrated."""
+    found = bundle.settings.thresholds
+    if knows_classes(bundle, policy):
+        return found
+    return Thresholds(max(UNCALIBRATED_TAU, found.tau))
 
 
 def _probe_and_guard(

@@ -16,7 +16,7 @@ import torch
 from safelens import prompts
 from safelens.policy import Policy
 from safelens.vlm import VisionLanguageModel
-from safelens.vlm_cache import Context, Prefilled
+from safelens.vlm_cache import Context, Head, Prefilled
 from safelens.vlm_inputs import ChatLayout, EncodedVideo
 
 Layout = Literal["policy_first", "video_first"]
@@ -55,7 +55,7 @@ class Prompt(Protocol):
     parts: ChatLayout
 
     @property
-    def head(self) -> Context:
+    def head(self) -> Head:
         """What comes before every video, read once."""
 
     def prefill(self, videos: Sequence[EncodedVideo]) -> Prefilled:

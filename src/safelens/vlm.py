@@ -30,7 +30,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from safelens.families import family_of, refusal
 from safelens.vlm_attention import group_heads
-from safelens.vlm_cache import Context, Prefilled
+from safelens.vlm_cache import Context, Head, Prefilled
 from safelens.vlm_cost import Spent, adapter_flops, head_flops
 from safelens.vlm_inputs import ChatLayout, EncodedVideo, VideoRows, render_chat
 from safelens.vlm_loading import (
@@ -255,11 +255,11 @@ class VisionLanguageModel:
         """Run a text from nothing: the head of a prompt, once per policy."""
         context = Context.empty(self.model.config)
         with self.only(None):
-            self._text(context, self.ids(text)[None])
+            self.read(context, self.ids(text)[None])
         return context
 
     @torch.inference_mode()
-    def prefill_videos(self, head: Context, videos: Sequence[EncodedVideo], tail: str) -> Prefilled:
+    def prefill_videos(self, head: Head, videos: Sequence[EncodedVideo], tail: str) -> Prefilled:
         """Continue a shared head with one video and the tail a row, in one batch.
 
         The head is left as it was. Rows are right padded: in a causal model no real token sees
@@ -305,7 +305,7 @@ class VisionLanguageModel:
         """
         with self.only(adapter):
             ids = ids.expand(context.rows, -1) if ids.ndim == 1 else ids
-            return self._text(context, ids, adapter=adapter)
+            return self.read(context, ids, adapter=adapter)
 
     @torch.inference_mode()
     def extend_slots(
@@ -388,12 +388,19 @@ class VisionLanguageModel:
         ).last_hidden_state
         return found
 
-    # -- inside -----------------------------------------------------------------------------------
-
-    def _text(
+    def read(
         self, context: Context, ids: torch.Tensor, *, adapter: str | None = None
     ) -> torch.Tensor:
-        """Run text tokens (B, L) on a context. The adapter is only charged for: it is on already."""
+        """Continue a context in place with text tokens, as the model is now; gradients flow if they may.
+
+        Args:
+            context: its cache and position are advanced.
+            ids: shape (B, L).
+            adapter: is charged for; it is on already.
+
+        Returns:
+            Hidden states, shape (B, L, D).
+        """
         rows, length = ids.shape
         past = context.length
         hidden = self.run(self.text_inputs(ids, context.position), context.cache)
@@ -402,6 +409,8 @@ class VisionLanguageModel:
         for _ in range(rows):
             self.charge(context.spent, length, past, adapter=adapter)
         return hidden
+
+    # -- inside -----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def attended(self, layer: int) -> Iterator[list[torch.Tensor]]:

@@ -120,20 +120,6 @@ class Context:
         return found
 
     @staticmethod
-    def join(parts: Sequence[Context], position: int) -> Context:
-        """What contexts of one row hold, as one: whatever comes next sees all of it.
-
-        Args:
-            parts: a convolution goes on behind the last of them.
-            position: rotary position of the next token.
-        """
-        layers = zip(*(states_of(part.cache) for part in parts), strict=True)
-        together = (
-            [torch.cat(kinds, dim=2) for kinds in zip(*rows, strict=True)] for rows in layers
-        )
-        return Context(_cache_of(together), position)
-
-    @staticmethod
     def stack(contexts: Sequence[Context]) -> Context:
         """Rows of equal length as one batch that goes on at the first one's position."""
         layers = zip(*(states_of(c.cache) for c in contexts), strict=True)
@@ -149,6 +135,41 @@ class Context:
         if tokens:
             self.cache.crop(-tokens)
             self.position -= tokens
+
+
+class Joined:
+    """What contexts of one row hold, as one: whatever comes next sees all of it.
+
+    It holds nothing itself, so it costs no memory and nothing to make; its forks are the copies that are continued.
+
+    Args:
+        parts: a convolution goes on behind the last of them.
+        position: rotary position of the next token.
+    """
+
+    def __init__(self, parts: Sequence[Context], position: int) -> None:
+        self.parts, self.position = tuple(parts), position
+
+    @property
+    def length(self) -> int:
+        """Number of tokens held."""
+        return sum(part.length for part in self.parts)
+
+    def fork(self, rows: int = 1) -> Context:
+        """A copy repeated over ``rows`` that can be continued freely; what it costs is its own."""
+        layers = zip(*(part.states for part in self.parts), strict=True)
+        together = (
+            [
+                torch.cat([states.expand(rows, *states.shape[1:]) for states in kinds], dim=2)
+                for kinds in zip(*layer, strict=True)
+            ]
+            for layer in layers
+        )
+        return Context(_cache_of(together), self.position)
+
+
+Head = Context | Joined
+"""What comes before every video: forked over them, and never continued itself."""
 
 
 @dataclass
@@ -294,7 +315,7 @@ class Prefilled:
         return steps, height, width
 
     def ids(self, row: int) -> torch.Tensor:
-        """Token ids of the video, shape (L,)."""
+        """Token ids of the video and of what leads to it, shape (L,)."""
         return self._videos[row].ids
 
     def start(self, row: int) -> int:
@@ -302,14 +323,15 @@ class Prefilled:
         return self._starts[row]
 
     def moments(self, row: int) -> list[Context]:
-        """For each temporal step of the video, the head and that step's block alone, before the tail.
+        """For each temporal step of the video, what comes before it and that step's block alone, before the tail.
 
         Blocks keep their true positions, and have seen what came before them: they were cut from
         the video's own cache. The tail can be run again on each, at the row's cost.
         """
         whole = Context(self._cache, self._starts[row])
         base = self.head_length
-        found = [whole.select(row, [(0, base), (base + a, base + b)]) for a, b in self.blocks(row)]
+        before = (0, base + self._videos[row].lead)
+        found = [whole.select(row, [before, (base + a, base + b)]) for a, b in self.blocks(row)]
         for moment in found:
             moment.spent = self.spent[row]
         return found

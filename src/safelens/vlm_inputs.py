@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,12 +44,20 @@ class EncodedVideo:
         grid: (steps, height, width) in patches, shape (1, 3).
         blocks: [start, end) of each temporal step in ``ids``, what opens and closes it included and
             its timestamp left out; all of the same length.
+        lead: how many of the first ids are text that leads to the video and no part of it.
     """
 
     ids: torch.Tensor
     pixels: torch.Tensor
     grid: torch.Tensor
     blocks: tuple[tuple[int, int], ...]
+    lead: int = 0
+
+    def behind(self, text: torch.Tensor) -> EncodedVideo:
+        """The same video behind token ids (T,) that are read with it."""
+        blocks = tuple((a + len(text), b + len(text)) for a, b in self.blocks)
+        ids = torch.cat([text, self.ids])
+        return replace(self, ids=ids, blocks=blocks, lead=len(text) + self.lead)
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,58 @@ def test_probe_and_guard_are_fitted_on_the_embedders_states(embedder, world, tmp
     assert list((tmp_path / "states").glob("*.safetensors"))
 
 
+def test_parallel_parts_make_a_bundle_that_prunes(world, vlm_dir, captioner_dir, tmp_path):
+    """Embedder, probe, scores and reasoner in one encoding, packed, and asked about a video."""
+    reads = ["--policy-encoding", "parallel", "--prune", 0.3]
+    common = [*FRAME, *reads]
+    embedder = run("embedder", world[0], "--model", vlm_dir, "--out", tmp_path / "e", "--epochs", 0.2,
+                   "--batch", 3, "--rank", 2, "--random-prune", *common)  # fmt: skip
+    assert embedder.exit_code == 0, embedder.output
+    row = json.loads((tmp_path / "e" / "log.jsonl").read_text().splitlines()[0])
+    assert "captions" not in row  # a thinned video is asked for none
+    model = tmp_path / "e" / "model"
+    probe = run("probe", world[0], "--model", model, "--out", tmp_path / "p", "--steps", 20,
+                "--false-refusal-rate", 0.2, "--states", tmp_path / "states", *common)  # fmt: skip
+    assert probe.exit_code == 0, probe.output
+    scores = CliRunner().invoke(app, ["curate", "scores", *map(str, [world[0], "--model", model,
+                "--out", tmp_path / "s.jsonl", "--folds", 2, "--steps", 20, *common,
+                "--states", tmp_path / "states"])])  # fmt: skip
+    assert scores.exit_code in (0, 1), scores.output  # 1: a video is damaged
+    other = run("probe", world[0], "--model", model, "--out", tmp_path / "p2", "--steps", 20,
+                "--states", tmp_path / "states", *FRAME)  # fmt: skip
+    assert other.exit_code == 1
+    assert "states" in other.stderr
+    reasoner = run("reasoner", world[0], "--model", model, "--out", tmp_path / "r", "--epochs", 0.2,
+                   "--batch", 3, "--rank", 2, "--random-prune", *common)  # fmt: skip
+    assert reasoner.exit_code == 0, reasoner.output
+    bundle = tmp_path / "bundle"
+    packed = CliRunner().invoke(app, ["bundle", *map(str, ["pack", "--out", bundle, "--name", "watch",
+                "--model", model, "--probe", tmp_path / "p" / "probe", "--captioner", captioner_dir,
+                "--adapter", tmp_path / "r" / "adapter", "--max-side", 48, "--max-caption-tokens", 4,
+                "--max-new-tokens", 4, "--tau", 0, *common])])  # fmt: skip
+    assert packed.exit_code == 0, packed.output
+    video = str(next(r for r in read_records(world[0]) if r.id != world[1]).video_path(world[0]))
+    done = CliRunner().invoke(app, ["moderate", video, "--bundle", str(bundle), "--json"])
+    provenance = json.loads(done.stdout)["provenance"]
+    assert provenance["policy_encoding"] == "parallel"
+    assert provenance["prune_keep"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prune", 0.5], "needs policy_encoding: parallel"),
+        (["--policy-encoding", "parallel", "--random-prune"], "add --prune SHARE"),
+        (["--policy-encoding", "parallel", "--prune", 0], "above 0"),
+        (["--policy-encoding", "parallel", "--prune", 0.5, "--prune-layer", 9], "does not attend"),
+    ],
+)
+def test_encodings_that_do_not_fit_together(world, vlm_dir, tmp_path, options, message):
+    done = run("embedder", world[0], "--model", vlm_dir, "--out", tmp_path, *FRAME, *options)
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
 def test_captioner_trains_on_captions(world, captioner_dir, tmp_path):
     done = run("captioner", world[0], "--model", captioner_dir, "--out", tmp_path,
                "--epochs", 0.2, "--batch", 2, "--lr", 1e-3)  # fmt: skip

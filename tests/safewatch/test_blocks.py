@@ -33,7 +33,7 @@ def vlm(loaded, request):
 def behind(vlm, blocks, order):
     """Hidden states of the rest behind blocks in an order."""
     trunk, found = blocks.of(TRUNK, [TEXTS[i] for i in order])
-    return vlm.extend(compose(trunk, found), vlm.ids(REST))[0]
+    return vlm.extend(compose(trunk, found).fork(), vlm.ids(REST))[0]
 
 
 def test_composed_blocks_equal_an_attention_that_is_written_out(vlm):

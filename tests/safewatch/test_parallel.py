@@ -96,7 +96,7 @@ def test_a_convolution_reaches_what_was_there_before_thinning(loaded, few, clips
     prompt = ParallelPrompt(PolicyBlocks(vlm), few, keep=0.2)
     (video,) = encoded(vlm, clips[:1])
     thin = prompt.prefill([video])
-    whole = vlm.prefill_videos(prompt.head, [video], "")
+    whole = vlm.prefill_videos(prompt.head, prompt.led([video]), "")
     context = whole.context(0)
     kept = [states_of(c.cache)[1][0][0, 0] for c in (thin.context(0), context)]
     hidden_places = ~(kept[1][:, None] == kept[0][None]).all(-1).any(1)

@@ -58,8 +58,9 @@ def test_before_a_video_the_policy_looks_from_behind_it(family_dirs, clips):
     language = vlm.model.model.language_model
     layer, attention = language.layers[0], language.layers[0].self_attn
     size, theta = attention.head_dim, float(language.config.rope_parameters["rope_theta"])
-    seen = vlm.prefill_videos(prompt.head, [video], "")
-    start = prompt.head.position
+    [led] = prompt.led([video])
+    seen = vlm.prefill_videos(prompt.head, [led], "")
+    start = prompt.head.position + led.lead
     visual = (video.ids == vlm.family.visual_token).nonzero()[:, 0].tolist()
     tower = seen.vision[0].double()
     with torch.no_grad():

@@ -17,14 +17,19 @@ from safelens.cli._options import (
     INTERRUPTED,
     Data,
     Embedder,
+    EncodingName,
+    EncodingOption,
     FramePixels,
     LayoutName,
     LayoutOption,
     PolicyName,
     ProbeRate,
     ProbeSteps,
+    PruneLayer,
+    PruneOption,
     ScreenBatch,
     VideosRoot,
+    encoding_of,
     fail,
 )
 
@@ -154,6 +159,9 @@ def scores(
     seed: Annotated[int, typer.Option(help="Of folds and probes.")] = 0,
     frame_pixels: FramePixels = 448 * 448,
     layout: LayoutOption = LayoutName.policy_first,
+    policy_encoding: EncodingOption = EncodingName.sequential,
+    prune: PruneOption = None,
+    prune_layer: PruneLayer = None,
     states: Annotated[
         Path | None,
         typer.Option(
@@ -171,6 +179,7 @@ def scores(
     go on.
     """
     from safelens.cli._inputs import (
+        check_layer,
         collect,
         load_vlm,
         read_data,
@@ -179,6 +188,7 @@ def scores(
         warn_left_out,
     )
 
+    encoding = encoding_of(policy_encoding, prune, prune_layer)
     _check_out(out, data)
     if held_out is not None and not 0 < held_out < 1:
         fail(f"--held-out {held_out}: expected a share between 0 and 1")
@@ -189,10 +199,11 @@ def scores(
         fail(f"{data} has no records")
     _check_classes(records, used, 2 if held_out is not None else folds)
     vlm = load_vlm(model, frame_pixels)
+    check_layer(vlm, encoding)
     with stopping():
         folder = states or out.with_name(f"{out.name}.states")
-        store = state_store(folder, model, used, layout, frame_pixels)
-        seen = collect(vlm, used, records, store, batch=batch, layout=layout)
+        store = state_store(folder, model, used, layout, frame_pixels, encoding)
+        seen = collect(vlm, used, records, store, batch=batch, layout=layout, encoding=encoding)
         by_id = {record.id: record for record in records}
         screened = [by_id[name] for name in seen.ids]
         found = _fitted(screened, seen, used, folds, held_out, steps, lr, seed)

@@ -15,6 +15,7 @@ import typer
 from safelens.cli._options import FAILED, INTERRUPTED, LayoutName, fail
 
 if TYPE_CHECKING:
+    from safelens.assembly import Encoding
     from safelens.data.read import Dataset
     from safelens.data.records import Record
     from safelens.policy import Policy
@@ -66,24 +67,39 @@ def load_vlm(source: str, frame_pixels: int) -> VisionLanguageModel:
         fail(str(error))
 
 
+def check_layer(vlm: VisionLanguageModel, encoding: Encoding) -> None:
+    """End the command where relevance is to be measured at a layer that the model does not have."""
+    from safelens.vlm_loading import ModelLoadError
+
+    try:
+        encoding.blocks(vlm)
+    except ModelLoadError as error:
+        fail(str(error))
+
+
 def state_store(
-    folder: Path, model: str, policy: Policy, layout: LayoutName, frame_pixels: int
+    folder: Path,
+    model: str,
+    policy: Policy,
+    layout: LayoutName,
+    frame_pixels: int,
+    encoding: Encoding,
 ) -> StateStore:
     """Where S1's states are kept; for one model, policy and form of prompt. Raises TrainingError."""
     from safelens.bundle import ClipSettings
     from safelens.train.state_store import StateStore
     from safelens.vlm_loading import files_digest
 
-    return StateStore(
-        folder,
-        {
-            "model": files_digest(model),
-            "policy": policy.sha256,
-            "layout": layout.value,
-            "frame_pixels": frame_pixels,
-            "clip": ClipSettings().model_dump(),
-        },
-    )
+    about = {
+        "model": files_digest(model),
+        "policy": policy.sha256,
+        "layout": layout.value,
+        "frame_pixels": frame_pixels,
+        "clip": ClipSettings().model_dump(),
+    }
+    if encoding.policy == "parallel":
+        about |= {"policy_encoding": "parallel", "keep": encoding.keep, "layer": encoding.layer}
+    return StateStore(folder, about)
 
 
 def collect(
@@ -94,6 +110,7 @@ def collect(
     *,
     batch: int,
     layout: LayoutName,
+    encoding: Encoding,
     title: str = "states",
 ) -> States:
     """S1's states, with a bar; what has none is named."""
@@ -118,7 +135,7 @@ def collect(
             reader,
             store,
             batch=batch,
-            layout=layout.value,
+            prompt=encoding.prompt(vlm, policy, layout.value),
             on_progress=on_progress,
         )
     report_left_out(found.left_out)

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from safelens.assembly import Encoding
 
 FAILED = 1
 BAD_USAGE = 2
@@ -54,11 +57,65 @@ ReadCaptions = Annotated[
     ),
 ]
 LayoutOption = Annotated[LayoutName, typer.Option("--layout", help="Order of the prompt.")]
+EncodingOption = Annotated[
+    EncodingName,
+    typer.Option(
+        "--policy-encoding",
+        help="The policy as one text; or parallel, each category read alone. What is trained in one encoding is "
+        "used in that one.",
+    ),
+]
+PruneOption = Annotated[
+    float | None,
+    typer.Option(
+        "--prune",
+        metavar="SHARE",
+        min=0.0,
+        max=1.0,
+        help="Keep this share of a video's tokens, those that the policy looks at most; with a parallel policy.",
+        show_default="all",
+    ),
+]
+PruneLayer = Annotated[
+    int | None,
+    typer.Option(
+        "--prune-layer",
+        min=0,
+        help="Layer at which --prune measures what the policy looks at.",
+        show_default="the middle one",
+    ),
+]
+RandomPrune = Annotated[
+    bool,
+    typer.Option(
+        "--random-prune",
+        help="Each batch keeps a share of its own, from --prune's to all: one model for any share.",
+    ),
+]
 ProbeSteps = Annotated[int, typer.Option("--steps", min=1, help="Most optimizer steps of a probe.")]
 ProbeRate = Annotated[float, typer.Option("--lr", min=0, help="Learning rate of AdamW.")]
 ScreenBatch = Annotated[
     int, typer.Option("--batch", min=1, help="Clips that are screened together.")
 ]
+
+
+def encoding_of(
+    policy: EncodingName,
+    prune: float | None,
+    layer: int | None,
+    *,
+    random_prune: bool = False,
+) -> Encoding:
+    """How policy and video are read; ends the command where options do not fit together."""
+    from safelens.assembly import Encoding, EncodingError
+
+    if prune is None and (random_prune or layer is not None):
+        option = "--random-prune" if random_prune else "--prune-layer"
+        fail(f"{option} is about the share that --prune keeps; add --prune SHARE")
+    try:
+        return Encoding(policy.value, prune, layer)
+    except EncodingError as error:
+        fail(str(error))
 
 
 def fail(message: str, code: int = BAD_USAGE) -> NoReturn:

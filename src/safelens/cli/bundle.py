@@ -16,10 +16,15 @@ import typer
 from safelens.cli._options import (
     BAD_USAGE,
     FAILED,
+    EncodingName,
+    EncodingOption,
     FramePixels,
     LayoutName,
     LayoutOption,
     PolicyName,
+    PruneLayer,
+    PruneOption,
+    encoding_of,
     fail,
 )
 
@@ -90,6 +95,17 @@ def pack(
         typer.Option(help="Markdown; what it was trained on, figures.", show_default="generated"),
     ] = None,
     layout: LayoutOption = LayoutName.policy_first,
+    policy_encoding: EncodingOption = EncodingName.sequential,
+    prune: PruneOption = None,
+    prune_layer: PruneLayer = None,
+    other_policies: Annotated[
+        bool,
+        typer.Option(
+            "--other-policies",
+            help="Take policies of other categories too: only where the models were trained to judge by policies "
+            "that they have not seen.",
+        ),
+    ] = False,
     frame_pixels: FramePixels = 448 * 448,
     max_side: Annotated[
         int, typer.Option(min=1, help="Longest side of a decoded frame, in pixels.")
@@ -112,6 +128,7 @@ def pack(
     from safelens.pack import pack as pack_parts
     from safelens.policy import Policy, PolicyError
 
+    encoding = encoding_of(policy_encoding, prune, prune_layer)
     if adapter is not None and reasoner is not None:
         fail("--adapter continues S1's cache, --reasoner is a model apart: give one of them")
     try:
@@ -129,7 +146,7 @@ def pack(
         fail(str(error))
     except (OSError, UnicodeDecodeError) as error:
         fail(f"--card {card}: cannot be read: {error}")
-    settings = {
+    settings: dict[str, Any] = {
         "name": name,
         "version": version,
         "knows": knows,
@@ -143,6 +160,12 @@ def pack(
             "max_caption_tokens": max_caption_tokens,
         },
     }
+    if encoding.policy == "parallel":
+        settings["policy_encoding"] = encoding.policy
+    if encoding.keep is not None:
+        settings["prune"] = {"keep": encoding.keep, "layer": encoding.layer}
+    if other_policies:
+        settings["other_policies"] = True
     try:
         packed = pack_parts(parts, out, settings, replace_bundle=replace)
     except BundleError as error:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from safelens.cli._inputs import (
+    check_layer,
     collect,
     load_vlm,
     read_data,
@@ -27,15 +28,21 @@ from safelens.cli._inputs import (
 from safelens.cli._options import (
     Data,
     Embedder,
+    EncodingName,
+    EncodingOption,
     FramePixels,
     LayoutName,
     LayoutOption,
     PolicyName,
     ProbeRate,
     ProbeSteps,
+    PruneLayer,
+    PruneOption,
+    RandomPrune,
     ReadCaptions,
     ScreenBatch,
     VideosRoot,
+    encoding_of,
     fail,
 )
 
@@ -83,6 +90,10 @@ def embedder(
     seed: Seed = 0,
     frame_pixels: FramePixels = 448 * 448,
     layout: LayoutOption = LayoutName.policy_first,
+    policy_encoding: EncodingOption = EncodingName.sequential,
+    prune: PruneOption = None,
+    prune_layer: PruneLayer = None,
+    random_prune: RandomPrune = False,
     read_captions: ReadCaptions = False,
 ) -> None:
     """Fine-tune a vision-language model on the guardrail answer (Algorithm 1, lines 1 and 9).
@@ -94,6 +105,7 @@ def embedder(
     from safelens.train.loop import processes
     from safelens.train.reasoner import add_adapter, merge_adapter
 
+    encoding = encoding_of(policy_encoding, prune, prune_layer, random_prune=random_prune)
     records, used = _records(data, videos_root, policy, split)
     if read_captions:
         told = [record for record in records if record.captions]
@@ -103,6 +115,7 @@ def embedder(
             fail(f"no record of {data} has captions; `safelens curate captions` adds them")
         records = told
     vlm = load_vlm(model, frame_pixels)
+    check_layer(vlm, encoding)
     with _clips(records, batch, seed) as batches, stopping():
         if rank:
             add_adapter(vlm, rank, 2 * rank, "screen", seed=seed)
@@ -115,6 +128,8 @@ def embedder(
             auxiliary=0.0,
             read_captions=read_captions,
             layout=layout.value,
+            encoding=encoding,
+            random_keep=random_prune,
         )
         if rank:
             merge_adapter(vlm)
@@ -138,6 +153,9 @@ def probe(
     seed: Seed = 0,
     frame_pixels: FramePixels = 448 * 448,
     layout: LayoutOption = LayoutName.policy_first,
+    policy_encoding: EncodingOption = EncodingName.sequential,
+    prune: PruneOption = None,
+    prune_layer: PruneLayer = None,
     false_refusal_rate: Annotated[
         float, typer.Option(min=0, max=0.5, help="Clips in domain that the guard may refuse.")
     ] = 0.01,
@@ -160,16 +178,25 @@ def probe(
     from safelens.domain_features import domain_views
     from safelens.probe import ProbeConfig, fit_probe
 
+    encoding = encoding_of(policy_encoding, prune, prune_layer)
     records, used = _records(data, videos_root, policy, split)
     held, _ = _records(data, videos_root, policy, "val", required=False)
     vlm = load_vlm(model, frame_pixels)
+    check_layer(vlm, encoding)
     with stopping():
-        store = state_store(states or out / "states", model, used, layout, frame_pixels)
-        seen = collect(vlm, used, records, store, batch=batch, layout=layout)
+        store = state_store(states or out / "states", model, used, layout, frame_pixels, encoding)
+        seen = collect(vlm, used, records, store, batch=batch, layout=layout, encoding=encoding)
         features = seen.features
         if held:
             fresh = collect(
-                vlm, used, held, store, batch=batch, layout=layout, title="held-out states"
+                vlm,
+                used,
+                held,
+                store,
+                batch=batch,
+                layout=layout,
+                encoding=encoding,
+                title="held-out states",
             ).features
         else:
             order = np.random.default_rng(seed).permutation(len(features))
@@ -274,6 +301,10 @@ def reasoner(
     seed: Seed = 0,
     frame_pixels: FramePixels = 448 * 448,
     layout: LayoutOption = LayoutName.policy_first,
+    policy_encoding: EncodingOption = EncodingName.sequential,
+    prune: PruneOption = None,
+    prune_layer: PruneLayer = None,
+    random_prune: RandomPrune = False,
 ) -> None:
     """Train S2 on reasoning traces: an adapter that continues S1's cache, or a separate model.
 
@@ -289,6 +320,7 @@ def reasoner(
         train_separate_reasoner,
     )
 
+    encoding = encoding_of(policy_encoding, prune, prune_layer, random_prune=random_prune)
     if not rank and not separate:
         fail("--rank 0: what continues S1's cache is an adapter; give it a rank, or add --separate")
     records, used = _records(data, videos_root, policy, split)
@@ -301,6 +333,7 @@ def reasoner(
     if not ready:
         fail(f"no record of {data} has captions, scores and a reasoned response")
     vlm = load_vlm(model, frame_pixels)
+    check_layer(vlm, encoding)
     config = _config(len(ready), epochs, batch, accumulate, lr, bf16, seed)
     with _clips(ready, batch, seed) as batches, stopping():
 
@@ -310,7 +343,16 @@ def reasoner(
         if separate:
             if rank:
                 add_adapter(vlm, rank, 2 * rank, seed=seed)
-            train_separate_reasoner(vlm, used, batch_at, out, config, layout=layout.value)
+            train_separate_reasoner(
+                vlm,
+                used,
+                batch_at,
+                out,
+                config,
+                layout=layout.value,
+                encoding=encoding,
+                random_keep=random_prune,
+            )
             if rank:
                 merge_adapter(vlm)
             if processes().is_main_process:
@@ -327,6 +369,8 @@ def reasoner(
                 alpha=2 * rank,
                 boolean_weight=boolean_weight,
                 layout=layout.value,
+                encoding=encoding,
+                random_keep=random_prune,
             )
     _done(out / ("model" if separate else "adapter"), batches.left_out)
 

@@ -8,7 +8,7 @@ Knows how blocks are made, kept and put together. Knows texts, not policies; dis
     trunk ........ | [all blocks] | what comes next sees all, from behind the longest block on
 
 Attention does not mind in which order keys lie, so blocks compose in any subset and order, without being
-computed again. A short convolution does mind: it goes on behind the trunk, in a block as in what comes next.
+computed or copied again: what comes next is read with each video, on a copy that is needed anyway. A short convolution does mind: it goes on behind the trunk, in a block as in what comes next.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from safelens.safewatch.block_store import BlockStore
 from safelens.vlm import VisionLanguageModel
-from safelens.vlm_cache import Context
+from safelens.vlm_cache import Context, Joined
 
 _HELD = 256
 """Most blocks in memory; the one that was asked for longest ago is forgotten first."""
@@ -47,10 +48,10 @@ class Block:
 def read_block(
     vlm: VisionLanguageModel, trunk: Context, ids: torch.Tensor, layer: int
 ) -> tuple[Block, torch.Tensor]:
-    """Read a text behind a trunk, which is left as it was but for what it has cost.
+    """Read a text behind a trunk, which is left as it was but for what it has cost; gradients flow if they may.
 
     Args:
-        vlm: the model; no adapter is on.
+        vlm: the model; no adapter of those that are switched on by name is on.
         trunk: one row.
         ids: of the text, shape (T,).
         layer: whose queries are kept.
@@ -60,24 +61,95 @@ def read_block(
     """
     start, end = trunk.length, trunk.length + len(ids)
     with vlm.only(None), vlm.attended(layer) as given:
-        hidden = vlm.extend(trunk, ids)
-        queries = vlm.family.queries(layer, given[0])[0]
+        hidden = vlm.read(trunk, ids[None])
+        with torch.no_grad():  # they rank tokens, and a rank has no gradient
+            queries = vlm.family.queries(layer, given[0])[0]
     held = trunk.select(0, [(start, end)])
     trunk.crop(len(ids))
-    return Block(held, queries.detach()), hidden
+    return Block(held, queries), hidden
 
 
-def compose(trunk: Context, blocks: Sequence[Block]) -> Context:
-    """A trunk with blocks that were read behind it, at least one; the next token sees all of them.
+def compose(trunk: Context, blocks: Sequence[Block]) -> Joined:
+    """A trunk with blocks that were read behind it; the next token sees all of them.
 
     The order of blocks changes the order in which attention sums up, and so the last bits of what comes next.
     """
-    longest = max(block.held.length for block in blocks)
-    return Context.join([*(block.held for block in blocks), trunk], trunk.position + longest)
+    longest = max((block.held.length for block in blocks), default=0)
+    return Joined([*(block.held for block in blocks), trunk], trunk.position + longest)
+
+
+def middle_layer(vlm: VisionLanguageModel, layer: int | None) -> int:
+    """The layer whose queries are kept: one that is asked for, or the middle one of those that attend.
+
+    Raises:
+        ValueError: the layer does not attend.
+    """
+    layers = vlm.family.attention_layers
+    layer = layers[len(layers) // 2] if layer is None else layer
+    vlm.family.attention(layer)
+    return layer
+
+
+class Blocks(Protocol):
+    """Where a prompt has its categories from.
+
+    Attributes:
+        vlm: the model that reads them.
+        layer: whose queries are kept.
+    """
+
+    vlm: VisionLanguageModel
+    layer: int
+
+    def of(self, trunk: str, texts: Sequence[str]) -> tuple[Context, list[Block]]:
+        """A trunk, as a copy of one's own, and the blocks of some texts behind it.
+
+        Raises:
+            OSError: a folder of blocks cannot be written.
+        """
+
+
+class TrainedBlocks:
+    """Blocks of a model in training: read anew each time, by the weights as they are, and gradients flow.
+
+    Whatever is trained with the policy in view is trained through its blocks: their keys and values are made by
+    the very weights that change, and kept ones would be those of a model that is gone. What is trained to continue
+    frozen blocks, as S2's adapter, which is off while a policy is read, takes :class:`PolicyBlocks`.
+
+    Args:
+        vlm: the model.
+        layer: whose queries are kept; the middle one of those that attend, by default.
+
+    Raises:
+        ValueError: the layer does not attend.
+    """
+
+    def __init__(self, vlm: VisionLanguageModel, *, layer: int | None = None) -> None:
+        self.vlm = vlm
+        self.layer = middle_layer(vlm, layer)
+
+    def of(self, trunk: str, texts: Sequence[str]) -> tuple[Context, list[Block]]:
+        """See :class:`Blocks`; all texts are read in one pass."""
+        context = Context.empty(self.vlm.model.config)
+        self.vlm.read(context, self.vlm.ids(trunk)[None])
+        if not texts:
+            return context, []
+        rows = [self.vlm.ids(text) for text in texts]
+        together = context.fork(len(rows))
+        with self.vlm.attended(self.layer) as given:
+            # right padded: no token sees what comes after it
+            self.vlm.read(together, pad_sequence(rows, batch_first=True))
+        with torch.no_grad():  # queries rank tokens, and a rank has no gradient
+            queries = self.vlm.family.queries(self.layer, given[0])
+        start = context.length
+        return context, [
+            Block(together.select(i, [(start, start + len(ids))]), queries[i, :, : len(ids)])
+            for i, ids in enumerate(rows)
+        ]
 
 
 class PolicyBlocks:
-    """The blocks of one model, for all policies: each text is read once behind each trunk.
+    """The blocks of one model, for all policies: each text is read once behind each trunk. See :class:`Blocks`.
 
     Safe to use from several threads.
 
@@ -102,9 +174,7 @@ class PolicyBlocks:
         folder: Path | None = None,
     ) -> None:
         self.vlm = vlm
-        layers = vlm.family.attention_layers
-        self.layer = layers[len(layers) // 2] if layer is None else layer
-        vlm.family.attention(self.layer)
+        self.layer = middle_layer(vlm, layer)
         self.read = 0
         self._store = None if folder is None else BlockStore(folder)
         self._trunks: OrderedDict[str, Context] = OrderedDict()
@@ -112,11 +182,7 @@ class PolicyBlocks:
 
     @torch.inference_mode()
     def of(self, trunk: str, texts: Sequence[str]) -> tuple[Context, list[Block]]:
-        """A trunk, as a copy of one's own, and the blocks of some texts behind it.
-
-        Raises:
-            OSError: the folder cannot be written.
-        """
+        """See :class:`Blocks`."""
         with self.vlm.only(None):  # nobody else may continue the trunk meanwhile
             if trunk not in self._trunks:
                 self._trunks[trunk] = self.vlm.prefill_text(trunk)

@@ -12,7 +12,8 @@ of the question, the states that the probe will read. The head is thrown away af
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -21,14 +22,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from safelens import prompts
+from safelens.assembly import Encoding
 from safelens.policy import SAFE, Policy
 from safelens.prompts import FALSE, TRUE
 from safelens.reading import Layout, layout_of
+from safelens.safewatch.blocks import TrainedBlocks
+from safelens.safewatch.parallel import ParallelPrompt, ParallelText
 from safelens.train.loop import LoopConfig, fit
 from safelens.train.sequences import Example, Scored, answer_loss, teacher_forced
 from safelens.verdict import Caption
 from safelens.vlm import EncodedVideo, VisionLanguageModel
 
+SEQUENTIAL = Encoding()
 DESCRIBE = "Describe the video at {:.1f} s."
 DESCRIBE_ALL = "Describe the video."
 
@@ -58,19 +63,68 @@ class LabelledClip:
 
 
 class Turns:
-    """Token ids of all that is asked and answered under one policy."""
+    """Token ids of all that is asked and answered under one policy.
+
+    Args:
+        vlm: the model.
+        policy: gives prompt and answers.
+        layout: order of the prompt.
+        encoding: how policy and video are read.
+
+    Attributes:
+        policy: its categories in the order in which requests and answers list them.
+        layout: the chat, cut where the video stands.
+        question: what comes next behind video and policy.
+    """
 
     def __init__(
-        self, vlm: VisionLanguageModel, policy: Policy, layout: Layout = "policy_first"
+        self,
+        vlm: VisionLanguageModel,
+        policy: Policy,
+        layout: Layout = "policy_first",
+        encoding: Encoding = SEQUENTIAL,
     ) -> None:
         self.vlm = vlm
         self.policy = policy
-        self.layout = layout_of(vlm, policy, layout)
-        self.head = vlm.ids(self.layout.head)
-        self.question = vlm.ids(self.layout.tail)
+        self._order: Layout = layout
+        self._encoding = encoding
+        if encoding.policy == "parallel":
+            text = ParallelText.of(vlm, policy, layout)
+            self.policy, self.layout = text.policy, text.parts
+            self.question = vlm.ids(text.question)
+        else:
+            self.layout = layout_of(vlm, policy, layout)
+            self.question = vlm.ids(self.layout.tail)
         self.closing = vlm.ids(prompts.screening_suffix() + self.layout.closing)
         self.head_without_policy = vlm.ids(vlm.layout("").head)
         self._end = vlm.ids(vlm.tokenizer.eos_token)
+
+    @cached_property
+    def head(self) -> torch.Tensor:
+        """What comes before the video, where the policy is read as one text.
+
+        Raises:
+            ValueError: its categories are read alone; see :meth:`opening`.
+        """
+        if self._encoding.policy == "parallel":
+            raise ValueError("categories that are read alone are no one text; use opening()")
+        return self.vlm.ids(self.layout.head)
+
+    def opening(self, keep: float | None = None) -> torch.Tensor | ParallelPrompt:
+        """The policy, as `teacher_forced` takes it; categories that are read alone are read now, with gradient.
+
+        Args:
+            keep: share of the videos' tokens that stay; only where categories are read alone.
+
+        Raises:
+            EncodingError: the policy is read as one text, and a share is given.
+            ValueError: the layer at which relevance is measured does not attend.
+        """
+        if self._encoding.policy == "sequential":
+            replace(self._encoding, keep=keep)  # refuses a share
+            return self.head
+        blocks = TrainedBlocks(self.vlm, layer=self._encoding.layer)
+        return ParallelPrompt(blocks, self.policy, layout=self._order, keep=keep)
 
     def screening(
         self, labels: Sequence[str], captions: Sequence[Caption] = ()
@@ -146,6 +200,8 @@ def train_embedder(
     boolean_weight: float = 0.0,
     read_captions: bool = False,
     layout: Layout = "policy_first",
+    encoding: Encoding = SEQUENTIAL,
+    random_keep: bool = False,
 ) -> None:
     """Train the weights of ``vlm`` that require a gradient, in place.
 
@@ -163,8 +219,11 @@ def train_embedder(
         read_captions: captions stand in the prompt of `screen`, as they do in S2's, in place of a turn
             that asks for one.
         layout: order of the prompt.
+        encoding: how policy and video are read in batches that train `screen`. A thinned video is asked for no
+            caption: what a frame showed may be gone.
+        random_keep: each of those batches keeps a share of its own, see :func:`share_at`, not the encoding's.
     """
-    turns = Turns(vlm, policy, layout)
+    turns = Turns(vlm, policy, layout, encoding)
     flags = true_and_false(vlm)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -200,9 +259,12 @@ def train_embedder(
         return {"loss": loss, "description": loss}
 
     def screening(step: int, clips: list[LabelledClip]) -> dict[str, torch.Tensor]:
+        keep = encoding.keep
+        if random_keep and keep is not None:
+            keep = share_at(step, keep, config.seed)
         answers = [turns.screening(c.labels, c.captions if read_captions else ()) for c in clips]
         examples = [Example(c.video, (a,)) for c, a in zip(clips, answers, strict=True)]
-        captioned = all(clip.captions for clip in clips) and not read_captions
+        captioned = all(clip.captions for clip in clips) and not read_captions and keep is None
         if captioned:
             asked = [
                 c.captions[one] for c, (one, _) in zip(clips, _two_frames(clips, step), strict=True)
@@ -211,7 +273,7 @@ def train_embedder(
                 Example(e.video, (*e.turns, turns.caption(caption, first=False)))
                 for e, caption in zip(examples, asked, strict=True)
             ]
-        scored = teacher_forced(vlm, turns.head, examples)
+        scored = teacher_forced(vlm, turns.opening(keep), examples)
         found = {"loss": scored.losses[0], "guardrail": scored.losses[0]}
         if boolean_weight:
             spans = [row[0] for row in scored.answers]
@@ -248,6 +310,15 @@ def train_embedder(
         return screening(number, clips)
 
     fit(module, loss_of_batch, config, out, title="embedder")
+
+
+def share_at(number: int, least: float, seed: int) -> float:
+    """A share of a video's tokens for a batch, by its number: log-uniform from ``least`` to 1.
+
+    A model that is to answer from any share has seen as many orders of few as of many.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+    return float(least ** torch.rand(1, generator=generator, dtype=torch.float64))
 
 
 def _classes(

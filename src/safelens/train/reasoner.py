@@ -13,10 +13,12 @@ from pathlib import Path
 
 import torch
 
+from safelens.assembly import Encoding
 from safelens.deliberate import ADAPTER
 from safelens.policy import Policy
 from safelens.reading import Layout
-from safelens.train.embedder import LabelledClip, Turns, true_and_false
+from safelens.safewatch.parallel import ParallelPrompt
+from safelens.train.embedder import SEQUENTIAL, LabelledClip, Turns, share_at, true_and_false
 from safelens.train.loop import LoopConfig, fit, processes
 from safelens.train.sequences import Example, answer_loss, teacher_forced
 from safelens.verdict import Caption
@@ -75,6 +77,8 @@ def train_reasoner(
     alpha: int = 32,
     boolean_weight: float = 0.0,
     layout: Layout = "policy_first",
+    encoding: Encoding = SEQUENTIAL,
+    random_keep: bool = False,
 ) -> None:
     """Train the adapter and save it to ``out/adapter``.
 
@@ -90,16 +94,21 @@ def train_reasoner(
         boolean_weight: of an added loss on the answer's booleans alone. They are a few tokens of a
             long answer; a small model otherwise learns to explain before it learns to decide.
         layout: order of the prompt.
+        encoding: how policy and video are read, in use as here: by the frozen embedder, so blocks are read once.
+        random_keep: each batch keeps a share of its own, see :func:`share_at`, not the encoding's.
     """
-    turns = Turns(vlm, policy, layout)
-    head = vlm.prefill_text(turns.layout.head)
+    turns = Turns(vlm, policy, layout, encoding)
+    prompt = encoding.prompt(vlm, policy, layout)
     add_adapter(vlm, rank, alpha, seed=config.seed)
     flags = true_and_false(vlm)
 
     def loss_of_batch(number: int) -> dict[str, torch.Tensor]:
         batch = batch_at(number)
         vlm.model.disable_adapters()
-        prefilled = vlm.prefill_videos(head, [a.clip.video for a in batch], turns.layout.tail)
+        asked = prompt
+        if random_keep and encoding.keep is not None and isinstance(prompt, ParallelPrompt):
+            asked = prompt.keeping(share_at(number, encoding.keep, config.seed))
+        prefilled = asked.prefill([a.clip.video for a in batch])
         contexts = [prefilled.context(row) for row in range(len(batch))]
         alike: dict[tuple[int, int], list[int]] = defaultdict(list)
         for row, context in enumerate(contexts):
@@ -129,6 +138,8 @@ def train_separate_reasoner(
     config: LoopConfig,
     *,
     layout: Layout = "policy_first",
+    encoding: Encoding = SEQUENTIAL,
+    random_keep: bool = False,
 ) -> None:
     """Train a model of its own that reads the whole prompt, as the paper does.
 
@@ -139,8 +150,10 @@ def train_separate_reasoner(
         out: directory for checkpoint and log.
         config: see :class:`LoopConfig`.
         layout: order of the prompt.
+        encoding: how policy and video are read.
+        random_keep: see :func:`train_reasoner`.
     """
-    turns = Turns(vlm, policy, layout)
+    turns = Turns(vlm, policy, layout, encoding)
 
     def loss_of_batch(number: int) -> dict[str, torch.Tensor]:
         examples = [
@@ -150,7 +163,10 @@ def train_separate_reasoner(
             )
             for a in batch_at(number)
         ]
-        return {"loss": teacher_forced(vlm, turns.head, examples).losses[0]}
+        keep = encoding.keep
+        if random_keep and keep is not None:
+            keep = share_at(number, keep, config.seed)
+        return {"loss": teacher_forced(vlm, turns.opening(keep), examples).losses[0]}
 
     fit(vlm.model, loss_of_batch, config, out, title="reasoner")
 

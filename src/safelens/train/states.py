@@ -14,13 +14,12 @@ import torch
 from safelens.data.records import Record
 from safelens.domain_features import domain_features
 from safelens.policy import Policy
-from safelens.reading import Layout, layout_of
+from safelens.reading import Layout, Prompt, SequentialPrompt
 from safelens.screen import LAST_TOKENS
 from safelens.train.clips import ClipReader, Decoded, decoded_once
 from safelens.train.loop import TrainingError
 from safelens.train.state_store import Screened, StateStore, video_key
 from safelens.vlm import VisionLanguageModel
-from safelens.vlm_cache import Context
 
 _Row = tuple[str, str, torch.Tensor, np.ndarray]
 
@@ -58,6 +57,7 @@ def collect_states(
     *,
     batch: int = 8,
     layout: Layout = "policy_first",
+    prompt: Prompt | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> States:
     """Screen the clips that the store lacks, and give what is read of all (Algorithm 1, line 9).
@@ -70,17 +70,17 @@ def collect_states(
         policy: Gives the prompt and the classes.
         records: What to screen.
         reader: Its `read(path)` gives a record's clip.
-        store: Of this model, policy and layout.
+        store: Of this model, policy and form of prompt.
         batch: Clips that are screened together.
-        layout: Order of the prompt.
+        layout: Order of the prompt, where none is given.
+        prompt: How the policy is put to the model; as one text by default.
         on_progress: Called with the number of records done since the last call.
 
     Raises:
         TrainingError: No clip at all could be screened, or the store cannot be written.
     """
     keys = {record.id: video_key(record.video) for record in records}
-    parts = layout_of(vlm, policy, layout)
-    head = vlm.prefill_text(parts.head)
+    asked = prompt or SequentialPrompt(vlm, policy, layout)
     failed: dict[str, str] = {}
     for start in range(0, len(records), CHUNK):
         chunk = records[start : start + CHUNK]
@@ -90,7 +90,7 @@ def collect_states(
         done = 0
         for clips in decoded_once(list(missing.values()), reader, batch, failed):
             if clips:
-                found += _screened(vlm, head, parts.tail, clips, failed)
+                found += _screened(vlm, asked, clips, failed)
             on_progress(len(clips))
             done += len(clips)
         if found:
@@ -121,14 +121,13 @@ def collect_states(
 
 def _screened(
     vlm: VisionLanguageModel,
-    head: Context,
-    tail: str,
+    prompt: Prompt,
     clips: list[Decoded],
     failed: dict[str, str],
 ) -> list[_Row]:
     """What is kept of one batch; clips whose states are no numbers go to `failed`."""
     videos = vlm.encode_videos([d.clip.frames for d in clips], [d.clip.timestamps for d in clips])
-    prefilled = vlm.prefill_videos(head, videos, tail)
+    prefilled = prompt.prefill(videos)
     found: list[_Row] = []
     for row, decoded in enumerate(clips):
         question = prefilled.tail_states(row, LAST_TOKENS).to(torch.float16).cpu()

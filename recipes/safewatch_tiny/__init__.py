@@ -1,0 +1,1 @@
+"""SafeWatch's three training stages on SafeWorld, small enough for a CPU."""

@@ -1,0 +1,127 @@
+"""SafeWatch's three training stages on SafeWorld, from a small model that sees; on CPU.
+
+    python -m recipes.safewatch_tiny [--work out/tiny] [--seed 0] [--bundle FOLDER] [--until STAGE]
+
+Multi-task guardrail training, adaptive-pruning training, preference post-tuning; then the bundle. It begins with the
+stage `base` of `recipes.tiny`, whose folder --work shares. It can be interrupted and run again: finished stages
+are not repeated, training goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.safewatch_tiny import bundle, preference, training
+from recipes.stages import Stage, in_order, run
+from recipes.tiny.__main__ import BASE, CAPTIONER, HELD, TRAIN, VAL
+
+KEEP = 0.1
+"""Share of a video's tokens that the bundle keeps, and the least that is trained on."""
+_LEARNING: dict[str, Any] = {
+    "batch": 32,
+    "groups": 4,
+    "warmup": 20,
+    "boolean_weight": 1.0,
+    "lr": 1e-3,
+    "muon_lr": 0.015,
+}
+_FIRST = _LEARNING | {
+    "tasks": list(training.GUARDRAIL),
+    "steps": 480,
+    "own": 1.0,
+    "least": None,
+    "groups": 1,
+}
+_SECOND = _LEARNING | {"tasks": list(training.PRUNING), "steps": 640, "own": 0.2, "least": KEEP}
+_THIRD = {
+    "batch": 8,
+    "steps": 120,
+    "warmup": 10,
+    "lr": 1e-3,
+    "rank": 16,
+    "beta": 0.1,
+    "own": 0.3,
+    "least": KEEP,
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One seed's stages.
+
+    Attributes:
+        guardrail: the first: many tasks, the default policy.
+        pruning: the second: drawn policies, random shares of the video.
+        preference: the third: the adapter.
+        guard: the domain guard.
+        bundle: all in one.
+        sequential: the first with the policy as one text.
+        shuffled: the second with the policy as one text, and the whole video.
+    """
+
+    guardrail: Stage
+    pruning: Stage
+    preference: Stage
+    guard: Stage
+    bundle: Stage
+    sequential: Stage
+    shuffled: Stage
+
+
+def trained(seed: int) -> Trained:
+    """Declare the stages of a seed; nothing is run."""
+
+    def learned(name: str, settings: dict[str, Any], encoding: str, before: Stage) -> Stage:
+        more = {"seed": seed, "encoding": encoding, "from": before.name}
+        return Stage(name, training.train, settings | more, (TRAIN, before))
+
+    guardrail = learned("guardrail", _FIRST, "parallel", BASE)
+    pruning = learned("pruning", _SECOND, "parallel", guardrail)
+    tuned = Stage("preference", preference.tune, _THIRD | {"seed": seed}, (TRAIN, pruning))
+    guard = Stage(
+        "guard",
+        bundle.fit_guard,
+        {"keep": KEEP, "held": 1600, "val": 600, "false_refusal_rate": 0.01},
+        (HELD, VAL, pruning),
+    )
+    sequential = learned("sequential", _FIRST, "sequential", BASE)
+    return Trained(
+        guardrail,
+        pruning,
+        tuned,
+        guard,
+        Stage("watch", bundle.pack_bundle, {"keep": KEEP}, (pruning, CAPTIONER, tuned, guard)),
+        sequential,
+        learned("shuffled", _SECOND | {"least": None}, "sequential", sequential),
+    )
+
+
+def main() -> None:
+    """Run the stages, then put the bundle where it is wanted."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, default=Path("out/tiny"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bundle", type=Path, help="copy the bundle there")
+    args, rest = parser.parse_known_args()
+    found = trained(args.seed)
+    goals = (found.bundle, found.shuffled)
+    stages = {stage.name: stage for stage in in_order(*goals)}
+    parser.add_argument("--until", choices=stages, help="stop after this stage")
+    args = parser.parse_args(rest, args)
+    if args.until:
+        run(stages[args.until], root=args.work)
+        return
+    [folder] = run(found.bundle, root=args.work)
+    if args.bundle:
+        shutil.copytree(folder / "bundle", args.bundle, dirs_exist_ok=True)
+        print(args.bundle)
+
+
+if __name__ == "__main__":
+    main()

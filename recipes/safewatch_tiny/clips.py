@@ -1,0 +1,93 @@
+"""SafeWorld clips as the stages take them, and the questions that are asked of them.
+
+Knows drawn sets, groups of one length, and what a clip can be asked. Knows nothing of losses.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from recipes.safewatch_tiny.kinds import PHRASES, SEEN, kinds_of
+from recipes.safewatch_tiny.policies import Ruled, explained
+from recipes.tiny.data import DrawnReader
+from recipes.tiny.parts import sets_of
+from safelens.data.records import Record
+from safelens.train.clips import Decoded, labelled
+from safelens.train.embedder import LabelledClip
+from safelens.vlm import VisionLanguageModel
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A clip as model input, and its record."""
+
+    record: Record
+    clip: LabelledClip
+
+    def under(self, policy: Ruled) -> LabelledClip:
+        """The clip with labels and explanation by a policy."""
+        labels = policy.labels(kinds_of(self.record))
+        return replace(self.clip, labels=labels, explanation=explained(self.record, policy))
+
+
+class Clips:
+    """The training set's clips in groups of one length, so that thinned rows run together.
+
+    Args:
+        needs: folders of the stages, "train" among them.
+        vlm: whose input they become.
+    """
+
+    def __init__(self, needs: dict[str, Path], vlm: VisionLanguageModel) -> None:
+        sets = sets_of(needs)
+        self._vlm = vlm
+        self._reader = DrawnReader(sets, "small")
+        self.records = sets["train"].records("train")
+        self._by_length: dict[int, list[Record]] = defaultdict(list)
+        for record in self.records:
+            self._by_length[len(record.captions)].append(record)
+        self._lengths = sorted(self._by_length)
+        counts = np.array([len(self._by_length[n]) for n in self._lengths], dtype=float)
+        self._weights = counts / counts.sum()
+
+    def group(self, size: int, seed: tuple[int, ...]) -> list[Shown]:
+        """Clips of one length, drawn by a seed."""
+        rng = np.random.default_rng(seed)
+        alike = self._by_length[int(rng.choice(self._lengths, p=self._weights))]
+        some = [alike[i] for i in rng.choice(len(alike), min(size, len(alike)), replace=False)]
+        decoded = [Decoded(record, self._reader.read(record.video)) for record in some]
+        clips = labelled(self._vlm, decoded)
+        return [Shown(record, clip) for record, clip in zip(some, clips, strict=True)]
+
+
+def asked(record: Record, rng: random.Random) -> tuple[str, str]:
+    """A question about a clip and its answer: where it plays, or whether it shows something."""
+    if rng.random() < 0.2:
+        return "Where does the video play?", _place(record)
+    own = sorted(kinds_of(record).intersection(SEEN))
+    shown = bool(own) and rng.random() < 0.5
+    kind = rng.choice(own) if shown else rng.choice([k for k in SEEN if k not in own])
+    text = rng.choice(PHRASES[kind])
+    return f"Does the video show this: {text}?", "Yes." if shown else "No."
+
+
+def _place(record: Record) -> str:
+    """The first sentence of its first caption."""
+    return re.split(r"(?<=\.) ", record.captions[0].text)[0]
+
+
+def some_captions(shown: Sequence[Shown], rng: random.Random, most: int) -> list[LabelledClip]:
+    """Clips with a few of their captions, in order."""
+    found = []
+    for one in shown:
+        every = range(len(one.clip.captions))
+        picked = sorted(rng.sample(every, min(len(every), rng.randint(1, most))))
+        found.append(replace(one.clip, captions=tuple(one.clip.captions[i] for i in picked)))
+    return found

@@ -1,0 +1,143 @@
+"""SafeWatch's stages on a handful of drawn clips and a model with random weights; drawn policies and their truth."""
+
+import json
+import random
+
+import pytest
+import torch
+
+from recipes.safewatch_tiny import preference, training
+from recipes.safewatch_tiny.clips import Clips, asked
+from recipes.safewatch_tiny.kinds import PHRASES, SEEN, UNSEEN, kinds_of
+from recipes.safewatch_tiny.policies import default_policy, explained, sampled
+from recipes.tiny import data
+from safelens.safeworld.scenarios import Scenario
+from safelens.safeworld.scene import SCENARIOS
+from safelens.train.tiny_vlm import build_vlm
+from safelens.vlm import VisionLanguageModel
+
+torch.set_num_threads(1)
+SETTINGS = {
+    "batch": 4,
+    "groups": 2,
+    "steps": 1,
+    "warmup": 1,
+    "boolean_weight": 1.0,
+    "lr": 1e-3,
+    "muon_lr": 0.01,
+    "seed": 0,
+    "own": 0.5,
+    "least": 0.2,
+    "encoding": "parallel",
+}
+
+
+@pytest.fixture(scope="module")
+def needs(tmp_path_factory, tokenizer_dir):
+    """Thirty drawn clips, and a model that has learned nothing."""
+    folder = tmp_path_factory.mktemp("stages")
+    for name in ("train", "base"):
+        (folder / name).mkdir()
+    data.draw(folder / "train", {"clips": 30, "seed": 5}, {})
+    model, processor = build_vlm(tokenizer_dir, seed=0)
+    model.save_pretrained(folder / "base" / "model")
+    processor.save_pretrained(folder / "base" / "model")
+    return {name: folder / name for name in ("train", "base")}
+
+
+@pytest.fixture
+def vlm(needs):
+    return VisionLanguageModel.load(needs["base"] / "model", frame_pixels=data.SMALL**2)
+
+
+def test_every_kind_of_clip_has_words():
+    every: list[Scenario] = list(SCENARIOS)
+    wanted = {(s.name, bad) for s in every for bad in (True, False) if s.label != "safe" or not bad}
+    assert set(PHRASES) == wanted
+    assert set(SEEN) | set(UNSEEN) == wanted
+    texts = [text for phrases in PHRASES.values() for text in phrases]
+    assert len(set(texts)) == len(texts)
+
+
+def test_drawn_policies_speak_of_no_unseen_kind_and_truth_follows_their_rules():
+    rng = random.Random(0)
+    sizes, orders = set(), set()
+    for _ in range(300):
+        found = sampled(rng)
+        sizes.add(len(found.policy.categories))
+        orders.add(tuple(c.name for c in found.policy.categories))
+        text = found.policy.to_yaml().casefold()
+        for kind in UNSEEN:
+            assert found.labels([kind]) == ()
+            assert not any(phrase in text for phrase in PHRASES[kind] if len(phrase) > 20)
+        for category in found.policy.categories:
+            blocked = {r.text.rstrip(".").casefold() for r in category.rules if r.kind == "blocked"}
+            said = {k for k in PHRASES for p in PHRASES[k] if p.casefold() in blocked}
+            assert said == found.blocked[category.id]
+            assert all(category.id in found.labels([kind]) for kind in said)
+    assert sizes == {1, 2, 3, 4, 5, 6}
+    assert len(orders) > 250
+
+
+def test_the_default_policys_truth_is_the_records(needs, vlm):
+    clips, own = Clips(needs, vlm), default_policy()
+    for record in clips.records:
+        assert set(own.labels(kinds_of(record))) == set(record.labels)
+        sentences = explained(record, own).count(": ")
+        assert sentences == len(record.scenario.split("+"))
+        for name in record.labels:
+            assert own.policy.category(name).name in explained(record, own)
+
+
+def test_questions_are_answered_by_the_truth(needs, vlm):
+    rng = random.Random(1)
+    answers = set()
+    for record in Clips(needs, vlm).records * 5:
+        question, answer = asked(record, rng)
+        answers.add(answer)
+        if answer in ("Yes.", "No."):
+            shown = any(p in question for k in kinds_of(record) for p in PHRASES[k])
+            assert shown == (answer == "Yes.") or answer == "No."
+    assert {"Yes.", "No."} < answers
+
+
+@pytest.mark.parametrize("encoding", ["parallel", "sequential"])
+def test_each_task_has_a_loss_that_trains(needs, vlm, encoding):
+    from safelens.assembly import Encoding
+
+    least = 0.2 if encoding == "parallel" else None
+    batches = training.Batches(vlm, needs, SETTINGS | {"least": least}, Encoding(encoding))
+    for number, task in enumerate(sorted(set(training.GUARDRAIL + training.PRUNING))):
+        found = batches.loss(task, number)
+        assert found["loss"].isfinite()
+        found["loss"].backward()
+        again = batches.loss(task, number)
+        assert again["loss"].item() == pytest.approx(found["loss"].item(), rel=1e-4)
+    weight = vlm.model.model.language_model.layers[0].self_attn.k_proj.weight
+    assert weight.grad.abs().max() > 0
+
+
+def test_the_stages_follow_each_other(needs, tmp_path):
+    done = dict(needs)
+    for name, before in (("guardrail", "base"), ("pruning", "guardrail")):
+        done[name] = tmp_path / name
+        settings = SETTINGS | {"tasks": ["guardrail"], "from": before}
+        training.train(done[name], settings, done)
+        assert json.loads((done[name] / "log.jsonl").read_text())["loss"] > 0
+    third = {"batch": 2, "steps": 1, "warmup": 1, "lr": 1e-3, "rank": 2, "beta": 0.1, "own": 0.5}
+    preference.tune(tmp_path / "third", third | {"least": 0.2, "seed": 0}, done)
+    assert (tmp_path / "third" / "adapter" / "adapter_config.json").is_file()
+
+
+def test_worse_answers_are_worse(needs, vlm):
+    clips, rng = Clips(needs, vlm), random.Random(2)
+    own = default_policy()
+    shown, other = clips.group(1, (1, 2))[0], clips.group(1, (3, 4))[0]
+    right = shown.under(own)
+    long = preference.wordy(right, other, own, rng)
+    assert len(long.explanation) > len(right.explanation) + 100
+    assert right.explanation in long.explanation
+    assert preference.false_flags(right, other, own, rng).labels != right.labels
+    false = preference.false_explanation(right, other, own, rng)
+    assert false.labels == right.labels
+    assert false.explanation != right.explanation
