@@ -77,7 +77,8 @@ async def create_job(
 
     The query's parameters go with the first two. 200 in place of 202: the idempotency key is known.
     """
-    await run_in_threadpool(here.submissions.check_room)
+    if here.submissions.was_full:
+        await run_in_threadpool(here.submissions.check_room)
     job_id = new_id("job")
     if request.headers.get("content-type", "").partition(";")[0].strip() == "application/json":
         asked = await _url_job(request)
