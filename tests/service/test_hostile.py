@@ -15,6 +15,7 @@ from safelens.service.doorbell import Bells
 from safelens.service.keys import Caller
 from safelens.service.media import MediaStore
 from safelens.service.problems import Problem
+from safelens.service.rate import RateLimit
 from safelens.service.settings import Settings
 from safelens.service.sniff import media_type
 
@@ -280,3 +281,16 @@ def test_a_key_that_asks_too_often_waits(tmp_path):
     assert (refused.value.code, refused.value.status) == ("rate_limited", 429)
     assert 0 < int(refused.value.headers["Retry-After"]) <= 60
     here.count(Caller("b", "client"))
+    here.database.close()
+
+
+def test_a_minute_later_the_key_may_ask_again(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("safelens.service.rate.monotonic", lambda: now)
+    rate = RateLimit(2)
+    assert (rate.hit("a"), rate.hit("a"), rate.hit("a")) == (0.0, 0.0, 60.0)
+    now = 159.0
+    assert rate.hit("a") == 1.0
+    now = 160.0
+    assert (rate.hit("a"), rate.hit("a")) == (0.0, 0.0)
+    assert rate.hit("a") == 60.0

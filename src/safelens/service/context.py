@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
 from starlette.concurrency import run_in_threadpool
 
 from safelens.service.addresses import Hosts
@@ -24,6 +21,7 @@ from safelens.service.doorbell import Bells
 from safelens.service.keys import Caller, Keys, Role
 from safelens.service.media import MediaStore
 from safelens.service.problems import Problem
+from safelens.service.rate import RateLimit
 from safelens.service.settings import Settings
 from safelens.service.submit import Submissions
 
@@ -67,18 +65,16 @@ class Service:
         internal = settings.internal_hosts
         self.fetch_hosts = Hosts(settings.fetch_hosts, internal, "SAFELENS_FETCH_HOSTS")
         self.callback_hosts = Hosts(settings.callback_hosts, internal, "SAFELENS_CALLBACK_HOSTS")
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
-        self._rate = RateLimitItemPerMinute(settings.requests_per_minute)
+        self._rate = RateLimit(settings.requests_per_minute)
 
     def count(self, caller: Caller) -> None:
         """Count a request. Raises Problem (rate_limited)."""
-        if self._limiter.hit(self._rate, caller.id):
-            return
-        raise Problem(
-            "rate_limited",
-            f"more than {self.settings.requests_per_minute} requests a minute with this key",
-            headers={"Retry-After": str(self._pause(caller))},
-        )
+        if pause_s := self._rate.hit(caller.id):
+            raise Problem(
+                "rate_limited",
+                f"more than {self.settings.requests_per_minute} requests a minute with this key",
+                headers={"Retry-After": str(math.ceil(pause_s))},
+            )
 
     def ended(self) -> None:
         """Wake who waits for jobs that ended."""
@@ -102,13 +98,9 @@ class Service:
             if not self._waiting[job]:
                 del self._waiting[job]
 
-    def _pause(self, caller: Caller) -> int:
-        window = self._limiter.get_window_stats(self._rate, caller.id)
-        return max(1, round(window.reset_time - time.time()))
 
-
-def service(request: Request) -> Service:
-    """This process's parts."""
+async def service(request: Request) -> Service:
+    """This process's parts. Asynchronous, since FastAPI would give what is not to a thread."""
     found = request.app.state.service
     assert isinstance(found, Service)
     return found

@@ -5,7 +5,7 @@ Knows the form, and every code there is. Knows nothing of HTTP frameworks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 MEDIA_TYPE = "application/problem+json"
@@ -69,3 +69,25 @@ class Problem(Exception):
             "detail": self.detail,
             **self.more,
         }
+
+
+def documented(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """Problems as responses of an OpenAPI document, by status.
+
+    Args:
+        codes: of `CODES`.
+    """
+    return {CODES[code][0]: response([code], CODES[code][1]) for code in codes}
+
+
+def response(codes: Iterable[str], description: str = "A problem (RFC 9457)") -> dict[str, Any]:
+    """A response of an OpenAPI document that is a problem with one of these codes."""
+    properties = {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "code": {"type": "string", "enum": sorted(codes)},
+        "detail": {"type": "string"},
+    }
+    schema = {"type": "object", "properties": properties, "required": sorted(properties)}
+    return {"description": description, "content": {MEDIA_TYPE: {"schema": schema}}}

@@ -134,10 +134,13 @@ class Submissions:
                 self._accept(session, key, one, None, batch.id)
             return batch.id, False
 
+    @property
+    def was_full(self) -> bool:
+        """Whether the queue was full a moment ago."""
+        return time.monotonic() <= self._full_until
+
     def check_room(self) -> None:
-        """Refuse before an upload is read, if the queue was full a moment ago. Raises Problem (queue_full)."""
-        if time.monotonic() > self._full_until:
-            return
+        """Refuse before an upload is read. Raises Problem (queue_full)."""
         with self._database.reading() as session:
             self._room(session, 1)
 

@@ -9,7 +9,6 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -30,7 +29,7 @@ from safelens.service.console.session import PATH as CONSOLE
 from safelens.service.context import Service
 from safelens.service.doorbell import Bells
 from safelens.service.middleware import Surroundings
-from safelens.service.problems import CODES, MEDIA_TYPE, Problem
+from safelens.service.problems import CODES, MEDIA_TYPE, Problem, response
 from safelens.service.settings import Settings
 from safelens.service.supervise import LISTEN, end_with_parent
 
@@ -71,7 +70,7 @@ def create_app(settings: Settings) -> FastAPI:
         # Their pages load scripts from elsewhere.
         docs_url=None,
         redoc_url=None,
-        responses={"default": _problem_response()},
+        responses={"default": response(CODES)},
     )
     for part in (jobs, media, moderations, review, versions, keys, ops):
         app.include_router(part.router)
@@ -90,18 +89,6 @@ def create_app(settings: Settings) -> FastAPI:
         idle_s=settings.upload_idle_s,
     )
     return app
-
-
-def _problem_response() -> dict[str, Any]:
-    properties = {
-        "type": {"type": "string"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "code": {"type": "string", "enum": sorted(CODES)},
-        "detail": {"type": "string"},
-    }
-    schema = {"type": "object", "properties": properties, "required": sorted(properties)}
-    return {"description": "A problem (RFC 9457)", "content": {MEDIA_TYPE: {"schema": schema}}}
 
 
 def _answer(request: Request, problem: Problem) -> Response:

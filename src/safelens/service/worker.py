@@ -110,9 +110,10 @@ class Worker:
 
     def _moderate(self, jobs: Sequence[Job]) -> None:
         try:
-            with self._database.reading() as session:
-                deployment = session.get_one(Deployment, jobs[0].deployment_id)
-            lens = self._load(deployment)
+            lens = self._lens
+            if lens is None or self._loaded != jobs[0].deployment_id:
+                with self._database.reading() as session:
+                    lens = self._load(session.get_one(Deployment, jobs[0].deployment_id))
         except Exception as error:
             log.exception("deployment does not load", extra={"deployment": jobs[0].deployment_id})
             for job in jobs:

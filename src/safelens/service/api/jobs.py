@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from sqlalchemy import func, select
 from starlette.concurrency import run_in_threadpool
 
@@ -56,7 +56,12 @@ _BODY: dict[str, Any] = {
 }
 
 
-@router.post("/jobs", status_code=202, openapi_extra=_BODY)
+def _known(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    said = "The idempotency key is known: what the first request with it made"
+    return {200: {"model": model, "description": said}}
+
+
+@router.post("/jobs", status_code=202, openapi_extra=_BODY, responses=_known(JobView))
 async def create_job(
     request: Request,
     response: Response,
@@ -72,7 +77,8 @@ async def create_job(
 
     The query's parameters go with the first two. 200 in place of 202: the idempotency key is known.
     """
-    await run_in_threadpool(here.submissions.check_room)
+    if here.submissions.was_full:
+        await run_in_threadpool(here.submissions.check_room)
     job_id = new_id("job")
     if request.headers.get("content-type", "").partition(";")[0].strip() == "application/json":
         asked = await _url_job(request)
@@ -137,7 +143,7 @@ def cancel(here: Here, caller: Client, job_id: str) -> JobView:
     return _view(here, caller, job_id)
 
 
-@router.post("/batches", status_code=202)
+@router.post("/batches", status_code=202, responses=_known(BatchView))
 def create_batch(
     here: Here,
     caller: Client,

@@ -21,7 +21,7 @@ from safelens.service.api.views import job_view, own_job
 from safelens.service.context import Client, Here, Service
 from safelens.service.fetch import name_of
 from safelens.service.keys import Caller
-from safelens.service.problems import Problem
+from safelens.service.problems import Problem, documented
 from safelens.service.sink import FileSink, SinkError
 from safelens.service.submit import Wanted, new_id
 from safelens.service.uploads import clean_name
@@ -92,7 +92,7 @@ class ModerationResponse(BaseModel):
     results: list[Result]
 
 
-@router.post("/moderations")
+@router.post("/moderations", responses=documented("too_slow"))
 async def moderate(here: Here, caller: Client, asked: ModerationRequest) -> ModerationResponse:
     """Moderate videos and wait for it, at most a minute; the jobs go on where that is not enough (504)."""
     given = asked.input if isinstance(asked.input, list) else [asked.input]

@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from safelens.service import metrics
 from safelens.service.context import Client, Here
 from safelens.service.deployments import active
-from safelens.service.problems import Problem
+from safelens.service.problems import Problem, documented
 from safelens.service.tables import WorkerRow
 
 router = APIRouter(tags=["operation"])
@@ -25,7 +25,7 @@ def health() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz")
+@router.get("/readyz", responses=documented("not_ready"))
 def ready(here: Here) -> dict[str, str]:
     """Whether a video sent now would be moderated: database, media store, active bundle, a worker."""
     since = time.time() - metrics.ALIVE_S
