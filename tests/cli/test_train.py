@@ -106,10 +106,14 @@ def test_parallel_parts_make_a_bundle_that_prunes(world, vlm_dir, captioner_dir,
     probe = run("probe", world[0], "--model", model, "--out", tmp_path / "p", "--steps", 20,
                 "--false-refusal-rate", 0.2, "--states", tmp_path / "states", *common)  # fmt: skip
     assert probe.exit_code == 0, probe.output
-    scores = CliRunner().invoke(app, ["curate", "scores", *map(str, [world[0], "--model", model,
+    two = [r.model_copy(update={"labels": ("violence",) if i % 2 else (), "response": None})
+           for i, r in enumerate(read_records(world[0]))]  # fmt: skip
+    write_records(world[0].with_name("two.jsonl"), two)  # of seven classes each fold would lack one
+    scores = CliRunner().invoke(app, ["curate", "scores", *map(str, [world[0].with_name("two.jsonl"), "--model", model,
                 "--out", tmp_path / "s.jsonl", "--folds", 2, "--steps", 20, *common,
                 "--states", tmp_path / "states"])])  # fmt: skip
-    assert scores.exit_code in (0, 1), scores.output  # 1: a video is damaged
+    assert scores.exit_code == 1, scores.output  # a video is damaged
+    assert len(read_records(tmp_path / "s.jsonl")) == len(two) - 1
     other = run("probe", world[0], "--model", model, "--out", tmp_path / "p2", "--steps", 20,
                 "--states", tmp_path / "states", *FRAME)  # fmt: skip
     assert other.exit_code == 1

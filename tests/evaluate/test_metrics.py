@@ -379,6 +379,19 @@ def test_tables_by_scenario_and_difficulty():
     }
     assert list(found["difficulties"]) == ["order", "plain"]
     assert found["difficulties"]["plain"]["recall"] == 1 / 2
+    assert list(found["sources"]) == ["test"]
+
+
+def test_real_and_generated_videos_of_safewatch_bench_are_told_apart():
+    records = [record(i, "a", scenario="a/x") for i in range(3)]
+    sources = ("safewatch-bench/genai", "safewatch-bench/real", "safewatch-bench/real")
+    records = [r.model_copy(update={"source": s}) for r, s in zip(records, sources, strict=True)]
+    answers = {"0": said(0), "1": said(1, "a"), "2": said(2)}
+    found = measure(records, answers, ABC).sources
+    assert [(name, one.videos, one.accuracy) for name, one in found.items()] == [
+        ("safewatch-bench/genai", 1, 0.0),
+        ("safewatch-bench/real", 2, 0.5),
+    ]
 
 
 def test_a_category_may_have_the_name_of_a_non_answer():

@@ -117,6 +117,32 @@ def test_a_bundle_is_checked_and_keeps_its_policy_if_it_has_the_same_categories(
         build_systems(read_systems(write("systems:\n  a: {kind: safelens, bundle: empty}")), policy)
 
 
+def test_a_bundle_for_other_policies_judges_by_the_given_one_at_any_share(
+    write, policy, make_bundle
+):
+    folder = make_bundle(policy_encoding="parallel", other_policies=True, tau=0.5)
+    other = Policy.from_yaml(policy.to_yaml().replace("id: abuse", "id: mobbing"))
+    file = write(
+        f"systems:\n  all: {{kind: safelens, bundle: {folder}}}\n"
+        f"  some: {{kind: safelens, bundle: {folder}, prune: 0.25}}"
+    )
+    systems = build_systems(read_systems(file), other)
+    assert {system.policy.sha256 for system in systems.values()} == {other.sha256}
+    assert systems["all"].thresholds.tau == 0.9  # nothing was calibrated for its classes
+    assert systems["some"].identity()["settings"]["prune"] == {"keep": 0.25, "layer": None}
+    assert systems["all"].identity() != systems["some"].identity()
+    own = build_systems(read_systems(file), policy)["all"]
+    assert (own.policy.sha256, own.thresholds.tau) == (policy.sha256, 0.5)
+
+
+def test_only_categories_that_are_read_alone_say_what_to_prune(write, policy):
+    said = problem(write("systems:\n  a: {kind: safelens, bundle: tiny, prune: 0.5}"), policy)
+    assert "policy_encoding: parallel" in said
+    wrong = "systems:\n  a: {kind: safelens, bundle: tiny, prune: 0}"
+    with pytest.raises(SystemsError, match="prune"):
+        read_systems(write(wrong))
+
+
 def test_some_of_the_systems(write):
     file = read_systems(write(GOOD))
     assert list(file.only(["remote", "tiny"]).settings) == ["tiny", "remote"]

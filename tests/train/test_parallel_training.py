@@ -144,7 +144,7 @@ def test_the_order_of_categories_changes_neither_loss_nor_answer(family_dirs, fe
         turns = Turns(vlm, shuffled, encoding=PARALLEL)
         pair = turns.screening(("fraud",))
         scored = teacher_forced(vlm, turns.opening(0.3), [Example(video, (pair,))])
-        found.append((vlm.text(pair[1].tolist()), float(scored.losses[0])))
+        found.append((vlm.text(pair[1].tolist()), scored.losses[0].item()))
     assert found[0] == found[1]
 
 

@@ -90,7 +90,7 @@ def state_store(
     from safelens.train.state_store import StateStore
     from safelens.vlm_loading import files_digest
 
-    about = {
+    about: dict[str, object] = {
         "model": files_digest(model),
         "policy": policy.sha256,
         "layout": layout.value,

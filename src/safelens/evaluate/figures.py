@@ -275,6 +275,7 @@ class Metrics:
         any_violation: Safe or not.
         scenarios: By `Record.scenario`, "category/subcategory"; records without one are not here.
         difficulties: By `Record.difficulty`, likewise.
+        sources: By `Record.source`, such as "safewatch-bench/real" and "safewatch-bench/genai".
         explanations: What they name, on the videos where that can be known.
     """
 
@@ -284,6 +285,7 @@ class Metrics:
     any_violation: AnyViolation
     scenarios: dict[str, GroupFigures]
     difficulties: dict[str, GroupFigures]
+    sources: dict[str, GroupFigures]
     explanations: Explanations
 
     def to_dict(self) -> dict[str, Any]:

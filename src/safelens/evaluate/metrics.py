@@ -67,6 +67,7 @@ def measure(
         any_violation=any_violation(cases),
         scenarios=by(cases, "scenario"),
         difficulties=by(cases, "difficulty"),
+        sources=by(cases, "source"),
         explanations=explanations(cases),
     )
 
@@ -158,11 +159,11 @@ def any_violation(cases: Cases) -> AnyViolation:
     )
 
 
-def by(cases: Cases, field: Literal["scenario", "difficulty"]) -> dict[str, GroupFigures]:
+def by(cases: Cases, field: Literal["scenario", "difficulty", "source"]) -> dict[str, GroupFigures]:
     """Figures of each value of a record's field, sorted; records without a value are left out.
 
-    `by(cases, "scenario")` has the rows of SafeWatch's tables by subcategory (arXiv 2412.06878); the figures
-    are as `GroupFigures` says.
+    `by(cases, "scenario")` has the rows of SafeWatch's tables by subcategory (arXiv 2412.06878), `by(cases, "source")`
+    its columns Real and GenAI, where SafeWatch-Bench is read whole; the figures are as `GroupFigures` says.
     """
     groups: dict[str, list[Case]] = defaultdict(list)
     for case in cases:

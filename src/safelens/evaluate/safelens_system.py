@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from safelens import prompts
-from safelens.bundle import Bundle, BundleError
+from safelens.assembly import thresholds_of
+from safelens.bundle import Bundle, BundleError, PruneSettings
 from safelens.cascade import SafeLens, default_device
 from safelens.evaluate.answers import Answer
 from safelens.evaluate.system import SCHEMA, SystemsError, answered, cost, failed
@@ -41,14 +42,16 @@ class SafeLensSystem:
         screen_only: ask S1 alone. Its answers are kept beside those of both stages, so that either finds the
             other's; asking S2 later runs S1's model again, whose cache S2 continues.
         temperature: in place of the bundle's, which must have a probe; None keeps that.
+        prune: share of a video's tokens that stay, in place of the bundle's; None keeps that.
 
     Raises:
-        SystemsError: the bundle is damaged, or the policy is not its.
+        SystemsError: the bundle is damaged, the policy is none that it judges by, or it reads the policy as one text
+            and cannot prune.
 
     Attributes:
         policy: what it judges by.
         stages: what it gives an answer of.
-        thresholds: the bundle's.
+        thresholds: the bundle's, or those of what is not calibrated where the policy has other categories.
         outside_domain: the bundle's.
         knows: what the bundle is limited to, in words for a reader, or None.
     """
@@ -65,6 +68,7 @@ class SafeLensSystem:
         *,
         screen_only: bool = False,
         temperature: float | None = None,
+        prune: float | None = None,
     ) -> None:
         self._where = where
         self._source = bundle
@@ -78,11 +82,19 @@ class SafeLensSystem:
         if temperature is not None:
             screen = settings.screen.model_copy(update={"temperature": temperature})
             settings = settings.model_copy(update={"screen": screen})
+        if prune is not None:
+            if settings.policy_encoding != "parallel":
+                raise SystemsError(
+                    f"{where}: prune: bundle {settings.name} reads its policy as one text; pruning needs one with "
+                    "policy_encoding: parallel"
+                )
+            layer = None if settings.prune is None else settings.prune.layer
+            settings = settings.model_copy(update={"prune": PruneSettings(keep=prune, layer=layer)})
         self._settings = settings
         self.stages: tuple[str, ...] = ("screen",) if screen_only else ("screen", "deliberate")
         self.policy = policy or self._bundle.policy
         self.clip = settings.clip
-        self.thresholds = settings.thresholds
+        self.thresholds = thresholds_of(self._bundle, self.policy)
         self.outside_domain = settings.outside_domain
         self.knows = settings.knows
         self._lens: SafeLens | None = None
@@ -132,7 +144,8 @@ class SafeLensSystem:
         from safelens.vlm_loading import ModelLoadError
 
         try:
-            lens = SafeLens.load(self._source, policy=self.policy)
+            keep = None if self._settings.prune is None else self._settings.prune.keep
+            lens = SafeLens.load(self._source, policy=self.policy, prune=keep)
         except (BundleError, ModelLoadError, CaptionerError) as error:
             raise SystemsError(f"{self._where}: {error}") from error
         if isinstance(lens.screener.reader, ProbeReader):

@@ -42,6 +42,8 @@ class SafeLensSettings(Settings):
     kind: Literal["safelens"]
     bundle: str
     """Name of a packaged bundle, directory or hub id."""
+    prune: float | None = Field(default=None, gt=0, le=1)
+    """Share of a video's tokens that stay, in place of the bundle's; for one that reads categories alone."""
 
 
 class VlmSettings(Settings):
@@ -168,7 +170,8 @@ def build_systems(
     Args:
         file: what was read.
         policy: by whose categories all are judged.
-        keep_policies: whether a bundle keeps its own policy, which must have the same categories.
+        keep_policies: whether a bundle keeps its own policy if that has the same categories. If not, it is judged by
+            the given one, where it was made to judge by others.
 
     Raises:
         SystemsError: a directory, key or part is missing, or a bundle is damaged or has other categories;
@@ -195,13 +198,18 @@ def _build(
         bundle = settings.bundle
         if bundle not in packaged_bundles():
             bundle = _directory(where, "bundle", bundle, folder)
-        system = SafeLensSystem(where, bundle, None if keep_policies else policy)
+        system = SafeLensSystem(
+            where, bundle, None if keep_policies else policy, prune=settings.prune
+        )
         if set(system.policy.labels) != set(policy.labels):
-            raise SystemsError(
-                f"{where}: its policy {system.policy.id!r} has {', '.join(system.policy.labels)}; the "
-                f"data are read by policy {policy.id!r}: {', '.join(policy.labels)}. Name one with "
-                "--policy that suits both"
-            )
+            try:
+                return SafeLensSystem(where, bundle, policy, prune=settings.prune)
+            except SystemsError as error:
+                raise SystemsError(
+                    f"{where}: its policy {system.policy.id!r} has {', '.join(system.policy.labels)}; the "
+                    f"data are read by policy {policy.id!r}: {', '.join(policy.labels)}, and it judges by no other "
+                    "categories than its own. Name one with --policy that suits both"
+                ) from error
         return system
     if isinstance(settings, VlmSettings):
         return VlmSystem(

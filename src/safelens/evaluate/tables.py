@@ -62,6 +62,8 @@ def all_tables(results: Results) -> list[Table]:
     if any(judged.rubric for judged in results.systems.values()):
         tables.append(rubric_table(results))
     tables += [_costs(results), _stages(results)]
+    if len(some.sources) > 1:
+        tables.append(_groups(results, "sources", "By source"))
     if some.difficulties:
         tables.append(_groups(results, "difficulties", "By difficulty"))
     if some.scenarios:

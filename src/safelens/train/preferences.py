@@ -138,12 +138,12 @@ def train_preferences(
         spans = [(len(prompt), len(prompt) + len(answer)) for prompt, answer in texts]
         with torch.no_grad():
             hidden, ids = continued(vlm, contexts, tails)
-            reference = answer_log_likelihoods(vlm, hidden, ids, spans).chunk(2)
+            chosen, rejected = answer_log_likelihoods(vlm, hidden, ids, spans).chunk(2)
         vlm.model.enable_adapters()
         hidden, ids = continued(vlm, contexts, tails)
-        own = answer_log_likelihoods(vlm, hidden, ids, spans).chunk(2)
-        loss, ordered = dpo_loss(*own, *reference, beta)
-        return {"loss": loss, "ordered": ordered, "chosen": (own[0] - reference[0]).mean()}
+        own_chosen, own_rejected = answer_log_likelihoods(vlm, hidden, ids, spans).chunk(2)
+        loss, ordered = dpo_loss(own_chosen, own_rejected, chosen, rejected, beta)
+        return {"loss": loss, "ordered": ordered, "chosen": (own_chosen - chosen).mean()}
 
     fit(vlm.model, loss_of_batch, config, out, title="preferences")
     vlm.model.enable_adapters()
