@@ -115,6 +115,7 @@ class Parts:
         reasoner: S2's model, often the same; None where S2 runs on a server.
         adapter: of the reasoner, switched on after the question.
         captioner: None deliberates without captions.
+        deliberate: False where only S1 runs here, and neither reasoner nor captioner is loaded.
         probe: None scores the label answers.
         guard: the domain guard.
         encoding: how policy and video are read.
@@ -139,6 +140,7 @@ class Parts:
     layout: Layout
     clip: ClipSettings
     remote: Remote | None
+    deliberate: bool = True
 
     def __post_init__(self) -> None:
         """Nothing is trained from here on, so weights may lie as kernels read them."""
@@ -157,6 +159,7 @@ class Parts:
         clip: ClipSettings,
         device: str,
         remote: Remote | None,
+        deliberate: bool = True,
     ) -> Parts:
         """Load a bundle's parts.
 
@@ -170,27 +173,27 @@ class Parts:
         from safelens.vlm import VisionLanguageModel
         from safelens.vlm_loading import quiet
 
-        screen, deliberate = bundle.settings.screen, bundle.settings.deliberate
+        screen, slow = bundle.settings.screen, bundle.settings.deliberate
         pixels = screen.frame_pixels
         embedder = VisionLanguageModel.load(
             bundle.path(screen.model), device=device, frame_pixels=pixels
         )
         probe, guard = _probe_and_guard(bundle, embedder.hidden_size, device)
         reasoner: VisionLanguageModel | None = None
-        if remote is None:
+        if remote is None and deliberate:
             reasoner = embedder
-            if deliberate.model is not None:
+            if slow.model is not None:
                 reasoner = VisionLanguageModel.load(
-                    bundle.path(deliberate.model), device=device, frame_pixels=pixels
+                    bundle.path(slow.model), device=device, frame_pixels=pixels
                 )
-            if deliberate.adapter is not None:
-                reasoner.load_adapter(bundle.path(deliberate.adapter), ADAPTER)
-        with quiet():
-            captioner = Captioner.load(
-                bundle.path(deliberate.captioner),
-                device,
-                max_new_tokens=deliberate.max_caption_tokens,
-            )
+            if slow.adapter is not None:
+                reasoner.load_adapter(bundle.path(slow.adapter), ADAPTER)
+        captioner: Captioner | None = None
+        if deliberate:
+            with quiet():
+                captioner = Captioner.load(
+                    bundle.path(slow.captioner), device, max_new_tokens=slow.max_caption_tokens
+                )
         blocks = encoding.blocks(embedder)
         own = reasoner is not None and reasoner is not embedder
         return cls(
@@ -198,7 +201,7 @@ class Parts:
             bundle=bundle,
             embedder=embedder,
             reasoner=reasoner,
-            adapter=None if deliberate.adapter is None else ADAPTER,
+            adapter=None if slow.adapter is None else ADAPTER,
             captioner=captioner,
             probe=probe,
             guard=guard,
@@ -208,6 +211,7 @@ class Parts:
             layout=bundle.settings.layout,
             clip=clip,
             remote=remote,
+            deliberate=deliberate,
         )
 
     @classmethod
@@ -221,6 +225,7 @@ class Parts:
         clip: ClipSettings,
         device: str,
         remote: Remote | None,
+        deliberate: bool = True,
     ) -> Parts:
         """Load a model that is used as it is.
 
@@ -233,14 +238,16 @@ class Parts:
         from safelens.vlm_loading import quiet
 
         vlm = VisionLanguageModel.load(model, device=device)
-        with quiet():
-            eyes = None if captioner is None else Captioner.load(captioner, device)
+        eyes: Captioner | None = None
+        if captioner is not None and deliberate:
+            with quiet():
+                eyes = Captioner.load(captioner, device)
         blocks = encoding.blocks(vlm)
         return cls(
             name=f"zero-shot {model}",
             bundle=None,
             embedder=vlm,
-            reasoner=None if remote is not None else vlm,
+            reasoner=vlm if remote is None and deliberate else None,
             adapter=None,
             captioner=eyes,
             probe=None,
@@ -251,6 +258,7 @@ class Parts:
             layout=layout,
             clip=clip,
             remote=remote,
+            deliberate=deliberate,
         )
 
     def own(self, policy: Policy) -> bool:
@@ -284,8 +292,10 @@ class Parts:
             prompt=self._prompt(policy, self.blocks),
         )
 
-    def deliberator(self, policy: Policy, screener: Screener) -> Deliberator | RemoteDeliberator:
-        """S2 for a policy, on S1's prompt where they share a model.
+    def deliberator(
+        self, policy: Policy, screener: Screener
+    ) -> Deliberator | RemoteDeliberator | None:
+        """S2 for a policy, on S1's prompt where they share a model; None where only S1 runs here.
 
         Raises:
             EndpointStop: the server's address or key cannot be used.
@@ -293,7 +303,8 @@ class Parts:
         from safelens.deliberate import Deliberator
 
         if self.reasoner is None:
-            assert self.remote is not None
+            if self.remote is None:
+                return None
             return RemoteDeliberator(self.remote, policy, layout=self.layout)
         shared = self.reasoner is self.embedder
         fields = {}

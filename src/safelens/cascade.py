@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Literal
@@ -21,6 +21,7 @@ from safelens.pipeline import Case, Pipeline
 from safelens.policy import Policy
 from safelens.remote_batch import RemoteBatch
 from safelens.remote_deliberate import Remote, RemoteDeliberator
+from safelens.remote_file import local_file
 from safelens.thresholds import Thresholds
 from safelens.verdict import Evidence, Provenance, Region, Verdict
 from safelens.video import Clip, ClipOptions, VideoError, VideoReader
@@ -50,7 +51,7 @@ class SafeLens:
 
     Args:
         screener: S1.
-        deliberator: S2, here or on a server.
+        deliberator: S2, here or on a server; None where only S1 runs here.
         captioner: Florence-2, or None to deliberate without captions.
         thresholds: from which confidence on S1's answer stands.
         provenance: stands in every verdict.
@@ -62,7 +63,7 @@ class SafeLens:
     def __init__(
         self,
         screener: Screener,
-        deliberator: Deliberator | RemoteDeliberator,
+        deliberator: Deliberator | RemoteDeliberator | None,
         captioner: Captioner | None,
         *,
         thresholds: Thresholds,
@@ -101,6 +102,7 @@ class SafeLens:
         keyframe_shift_s: float | None = None,
         device: str | None = None,
         remote: Remote | None = None,
+        deliberate: bool = True,
     ) -> SafeLens:
         """Build from a bundle, which says how its policy is read: its model was trained so.
 
@@ -116,6 +118,7 @@ class SafeLens:
             device: where the models run; the accelerator if there is one, by default.
             remote: the server on which S2 runs; the bundle's own reasoner is not loaded then, and the
                 policy is one text there.
+            deliberate: False loads nothing of S2, for a process that runs S1 alone.
 
         Raises:
             BundleError: the bundle cannot be used, or not in this way.
@@ -148,6 +151,7 @@ class SafeLens:
             clip=s.clip.with_keyframes(keyframe_shift_s),
             device=device or default_device(),
             remote=remote,
+            deliberate=deliberate,
         )
         return cls._of(parts, chosen, tau)
 
@@ -166,6 +170,7 @@ class SafeLens:
         keyframe_shift_s: float | None = None,
         device: str | None = None,
         remote: Remote | None = None,
+        deliberate: bool = True,
     ) -> SafeLens:
         """Build from any model of the `families`, without probe or training.
 
@@ -181,6 +186,7 @@ class SafeLens:
             keyframe_shift_s: 0 by default; see `ClipOptions`.
             device: where the models run.
             remote: the server on which S2 runs, in place of this model.
+            deliberate: see :meth:`load`.
 
         Raises:
             EndpointStop: the server's address or key cannot be used.
@@ -202,6 +208,7 @@ class SafeLens:
             clip=ClipSettings().with_keyframes(keyframe_shift_s),
             device=device or default_device(),
             remote=remote,
+            deliberate=deliberate,
         )
         return cls._of(parts, chosen, tau)
 
@@ -267,9 +274,9 @@ class SafeLens:
     @property
     def deliberator(self) -> Deliberator:
         """S2 where it runs here; RuntimeError where it does not."""
-        if isinstance(self._s2, RemoteDeliberator):
+        if self._s2 is None or isinstance(self._s2, RemoteDeliberator):
             raise RuntimeError(
-                "S2 runs on a server, and none is loaded here; build without `remote`"
+                "S2 runs elsewhere, and none is loaded here; build with `deliberate` and without `remote`"
             )
         return self._s2
 
@@ -292,13 +299,17 @@ class SafeLens:
     # -- the stages, as the pipeline calls them -----------------------------------------------------
 
     def decode(self, path: str) -> Decoded:
-        """Sample a video's frames; a file that gives none becomes an error. Threads may call it together."""
+        """Sample a video's frames; a file or address that gives none becomes an error.
+
+        Threads may call it together.
+        """
         reader = self._idle.get()
         began = time.perf_counter()
         clip: Clip | None = None
         error: VideoError | None = None
         try:
-            clip = reader.read(path)
+            with local_file(path) as file:
+                clip = replace(reader.read(file), path=path)
         except VideoError as failure:
             error = failure
         except Exception as failure:
@@ -316,10 +327,14 @@ class SafeLens:
         """S1 on a batch: whose answer stands, or who may not be answered, has a verdict afterwards.
 
         The rest has what S2 needs of S1, in `Case.s1`. Where the batch fails, each video is screened alone.
+        Cases that S1 left unsure in another process stay so: only what S2 needs is made anew.
         """
         began = time.perf_counter()
+        findings = [case.finding for case in cases if case.finding is not None]
         try:
-            found = self.screener.screen([case.clip for case in cases])
+            clips = [case.clip for case in cases]
+            screener = self.screener
+            found = screener.take_up(clips, findings) if findings else screener.screen(clips)
         except Exception as error:
             if len(cases) == 1:
                 cases[0].verdict = self._outcome.model_error(cases[0].video, error)
@@ -328,9 +343,11 @@ class SafeLens:
                     self.screen([case])
             return
         for case, s1 in zip(cases, found, strict=True):
-            case.video.timing["screen"] = (time.perf_counter() - began) / len(cases)
+            taken = "screen" if case.finding is None else "take_up"
+            case.video.timing[taken] = (time.perf_counter() - began) / len(cases)
             try:
-                case.verdict = self._verdict_of_s1(case.video, case.clip, s1)
+                if case.finding is None:
+                    case.verdict = self._verdict_of_s1(case.video, case.clip, s1)
                 if case.verdict is None:
                     case.s1 = s1.apart()
             except Exception as error:

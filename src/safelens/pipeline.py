@@ -5,13 +5,16 @@ Knows order, batches and bounds. What a stage does, and what is decided, is the 
 S1 and S2 share one model, so only one of them runs at a time. S2 is bound by reading the weights, once for
 all videos that it is writing about: so as long as it has room for more, and videos are waiting, S1 goes first.
 Where S2 is on a server, S1 always does.
+
+An engine may run the stages in processes of their own: one pipeline then ends where S2 would begin, and
+another takes `Unsure` videos up in place of paths.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +25,8 @@ from safelens.verdict import Caption, Verdict
 from safelens.video import Clip
 
 if TYPE_CHECKING:
-    from safelens.cascade import SafeLens
-    from safelens.screen import Screened
+    from safelens.cascade import SafeLens, UnderWay
+    from safelens.screen import Finding, Screened
     from safelens.vlm_cost import Spent
 
 BATCH = 8
@@ -34,23 +37,35 @@ AHEAD = 2 * BATCH
 """Most videos that are decoded and not yet screened."""
 
 
+@dataclass(frozen=True)
+class Unsure:
+    """A video that S1 leaves to S2 in another process: its frames and what S1 found."""
+
+    video: Decoded
+    finding: Finding
+
+
 @dataclass
 class Case:
     """A video on its way to a verdict.
 
     Attributes:
         decoding: becomes the video.
+        finding: what S1 found in another process.
         s1: what S1 found, where S2 is to be asked.
         captions: one a frame, for S2.
         spent: what the video is charged, where S2 is asked.
         verdict: what came of it.
+        known: a verdict on the same bytes was there already, and none is made.
     """
 
     decoding: Future[Decoded]
+    finding: Finding | None = None
     s1: Screened | None = None
     captions: tuple[Caption, ...] = ()
     spent: list[Spent] = field(default_factory=list)
     verdict: Verdict | None = None
+    known: bool = False
 
     @property
     def video(self) -> Decoded:
@@ -70,24 +85,39 @@ class Case:
         assert self.s1 is not None
         return self.s1
 
+    @property
+    def unsure(self) -> Unsure:
+        """What S2 in another process needs."""
+        return Unsure(self.video, self.screened.finding)
+
 
 class Pipeline:
     """One run over some videos.
 
     Args:
         cascade: decodes, screens, deliberates and decides.
-        paths: taken one by one, as there is room for them.
+        videos: taken one by one, as there is room for them.
+        deliberate: False ends a video where S2 would begin; it then has `Case.s1` and no verdict.
+        known: which of some SHA-256 digests need no verdict.
     """
 
-    def __init__(self, cascade: SafeLens, paths: Iterable[str | Path]) -> None:
+    def __init__(
+        self,
+        cascade: SafeLens,
+        videos: Iterable[str | Path | Unsure],
+        *,
+        deliberate: bool = True,
+        known: Callable[[list[str]], Collection[str]] | None = None,
+    ) -> None:
         self._cascade = cascade
-        self._paths = iter(paths)
+        self._videos = iter(videos)
+        self._known = known
         self._order: deque[Case] = deque()
         self._unread: list[Case] = []
         """Not yet screened, in order."""
         self._unsure: deque[Case] = deque()
         """For S2, not yet begun."""
-        self._deliberations = cascade.deliberations()
+        self._deliberations = cascade.deliberations() if deliberate else None
 
     def run(self) -> Iterator[Case]:
         """Videos with their verdicts, in order; a slow one holds up those behind it, and none before it."""
@@ -97,26 +127,41 @@ class Pipeline:
         try:
             while True:
                 room = min(UNDER_WAY - len(self._order), AHEAD - len(self._unread))
-                for path in itertools.islice(self._paths, max(0, room)):
-                    case = Case(readers.submit(self._cascade.decode, str(path)))
+                for video in itertools.islice(self._videos, max(0, room)):
+                    case = self._case(video, readers)
                     self._order.append(case)
                     self._unread.append(case)
                 if not self._order:
                     return
-                if self._order[0].verdict is not None:
+                if self._over(self._order[0]):
                     yield self._order.popleft()
                 elif not self._work():
                     wait([case.decoding for case in self._unread], return_when=FIRST_COMPLETED)
         finally:
             readers.shutdown(wait=True, cancel_futures=True)
 
+    def _case(self, video: str | Path | Unsure, readers: ThreadPoolExecutor) -> Case:
+        if not isinstance(video, Unsure):
+            return Case(readers.submit(self._cascade.decode, str(video)))
+        there: Future[Decoded] = Future()
+        there.set_result(video.video)
+        return Case(there, video.finding)
+
+    def _over(self, case: Case) -> bool:
+        screened = self._deliberations is None and case.s1 is not None
+        return screened or case.known or case.verdict is not None
+
     def _work(self) -> bool:
         """Whatever the models can do now; False where all depends on videos that are still being decoded."""
         under_way = self._deliberations
+        if under_way is None:
+            batch = self._decoded()
+            self._screen(batch)
+            return bool(batch)
         if self._unsure and under_way.free:
             count = min(under_way.free, len(self._unsure))
             self._cascade.begin([self._unsure.popleft() for _ in range(count)], under_way)
-        elif self._may_screen() and (batch := self._decoded()):
+        elif self._may_screen(under_way) and (batch := self._decoded()):
             self._screen(batch)
         elif len(under_way):
             for ended in under_way.step():
@@ -125,8 +170,7 @@ class Pipeline:
             return False
         return True
 
-    def _may_screen(self) -> bool:
-        under_way = self._deliberations
+    def _may_screen(self, under_way: UnderWay) -> bool:
         return not under_way.here or not len(under_way) or under_way.free > 0
 
     def _decoded(self) -> list[Case]:
@@ -146,11 +190,24 @@ class Pipeline:
     def _screen(self, batch: list[Case]) -> None:
         self._unread = [case for case in self._unread if case not in batch]
         readable = []
+        self._leave_out_known(batch)
         for case in batch:
+            if case.known:
+                continue
             if case.video.clip is None:
                 case.verdict = self._cascade.unreadable(case.video)
             else:
                 readable.append(case)
         if readable:
             self._cascade.screen(readable)
-        self._unsure.extend(case for case in readable if case.verdict is None)
+        if self._deliberations is not None:
+            self._unsure.extend(case for case in readable if case.verdict is None)
+
+    def _leave_out_known(self, batch: list[Case]) -> None:
+        clips = [case.video.clip for case in batch]
+        digests = [clip.sha256 for clip in clips if clip is not None]
+        if self._known is None or not digests:
+            return
+        known = self._known(digests)
+        for case, clip in zip(batch, clips, strict=True):
+            case.known = clip is not None and clip.sha256 in known

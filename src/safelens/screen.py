@@ -126,6 +126,27 @@ class LabelReader:
         return (torch.cat([odds, odds.new_ones(1)]) / (1 + odds.sum())).float()
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What S1 says of one clip, in numbers alone, so that another process can go on from there.
+
+    Attributes:
+        scores: label (category id or "safe") to probability, summing to 1.
+        label: the most probable.
+        confidence: its probability.
+        in_domain: see :class:`Screened`.
+        familiar: see :class:`Screened`.
+        spent: what it cost.
+    """
+
+    scores: dict[str, float]
+    label: str
+    confidence: float
+    in_domain: float | None
+    familiar: bool
+    spent: Spent
+
+
 @dataclass
 class Screened:
     """What S1 says of one clip.
@@ -163,6 +184,13 @@ class Screened:
     def spent(self) -> Spent:
         """What the clip has cost so far; S2 on the same model adds to it."""
         return self.prefilled.spent[self.row]
+
+    @property
+    def finding(self) -> Finding:
+        """The same without what the model holds."""
+        return Finding(
+            self.scores, self.label, self.confidence, self.in_domain, self.familiar, self.spent
+        )
 
 
 class Screener:
@@ -212,6 +240,25 @@ class Screener:
         """
         prefilled = self.prefill(clips)
         return [self._read(prefilled, row) for row in range(len(clips))]
+
+    def take_up(self, clips: Sequence[Clip], findings: Sequence[Finding]) -> list[Screened]:
+        """Go on from what S1 found in another process: only what the model holds is made anew.
+
+        Clips are charged for both readings.
+
+        Args:
+            clips: read again.
+            findings: what :meth:`screen` gave for each.
+        """
+        prefilled = self.prefill(clips)
+        for meter, finding in zip(prefilled.spent, findings, strict=True):
+            meter.prompt += finding.spent.prompt
+            meter.generated += finding.spent.generated
+            meter.flops += finding.spent.flops
+        return [
+            Screened(f.scores, f.label, f.confidence, f.in_domain, f.familiar, prefilled, row)
+            for row, f in enumerate(findings)
+        ]
 
     def _read(self, prefilled: Prefilled, row: int) -> Screened:
         states, spent = prefilled.tail_states(row, LAST_TOKENS), prefilled.spent[row]

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 
 class Engine(StrEnum):
-    """Where S2 runs."""
+    """Where the stages run."""
 
     local = "local"
     openai = "openai"
+    ray = "ray"
 
 
 class FramesName(StrEnum):
@@ -44,8 +45,9 @@ EngineOption = Annotated[
     Engine,
     typer.Option(
         "--engine",
-        help="Where S2 runs. local: here. openai: on a server with an OpenAI-compatible endpoint, such as "
-        "vLLM or SGLang, which then gets frames, captions and scores of the videos that S1 is unsure of.",
+        help="Where S1 and S2 run. local: here. openai: S2 on a server with an OpenAI-compatible endpoint, such as "
+        "vLLM or SGLang, which then gets frames, captions and scores of the videos that S1 is unsure of. "
+        "ray: both on a cluster, each in processes of its own; the server's options go with it too.",
     ),
 ]
 BaseUrl = Annotated[
@@ -116,10 +118,10 @@ _KEYS = {
 
 
 def remote_settings(given: Mapping[str, Any]) -> Remote | None:
-    """Where S2 runs, by a command's arguments; None for here.
+    """The server on which S2 runs, by a command's arguments; None for none.
 
     Raises:
-        UsageError: one is missing, or is given without `--engine openai`.
+        UsageError: one is missing, or is given with `--engine local`.
     """
     chosen = {key: given[name] for name, key in _KEYS.items() if given[name] not in (None, False)}
     if given["engine"] is Engine.local:
@@ -127,9 +129,12 @@ def remote_settings(given: Mapping[str, Any]) -> Remote | None:
             if key in chosen:
                 raise UsageError(f"--{name.replace('_', '-')} belongs to --engine openai")
         return None
+    if given["engine"] is Engine.ray and not chosen:
+        return None
     for name in ("base_url", "served_model"):
         if not given[name]:
-            raise UsageError(f"--engine openai needs --{name.replace('_', '-')}")
+            needs = "--engine openai" if given["engine"] is Engine.openai else "S2 on a server"
+            raise UsageError(f"{needs} needs --{name.replace('_', '-')}")
     from safelens.remote_deliberate import Remote
 
     return Remote(**chosen)

@@ -20,6 +20,18 @@ from safelens.cli._log import VerdictLog, log_key
 from safelens.cli._options import FAILED, INTERRUPTED, EncodingName, LayoutName, fail
 from safelens.cli._paths import UsageError, expand
 from safelens.cli._progress import progress
+from safelens.cli._ray import (
+    Address,
+    DeliberateActors,
+    DeliberateCpus,
+    DeliberateGpus,
+    ScreenActors,
+    ScreenCpus,
+    ScreenGpus,
+    Shards,
+    check_ray_options,
+    moderate_on_ray,
+)
 from safelens.cli._remote import (
     ApiKeyEnv,
     BaseUrl,
@@ -61,8 +73,9 @@ def moderate(
         list[str],
         typer.Argument(
             metavar="PATH...",
-            help="Videos; folders, of which every file is taken that is not hidden; or - to read "
-            "a list of paths from standard input, one a line.",
+            help="Videos, also as addresses such as s3://bucket/a.mp4; folders, of which every file is taken that is "
+            "not hidden; - to read a list of paths from standard input, one a line; with --engine ray also "
+            "manifests: .jsonl, .csv or .parquet with a column video and, where known, sha256.",
         ),
     ],
     bundle: Annotated[
@@ -153,6 +166,14 @@ def moderate(
     max_new_tokens: MaxNewTokens = None,
     concurrency: Concurrency = None,
     timeout: Timeout = None,
+    ray_address: Address = None,
+    screen_actors: ScreenActors = None,
+    screen_cpus: ScreenCpus = None,
+    screen_gpus: ScreenGpus = None,
+    deliberate_actors: DeliberateActors = None,
+    deliberate_cpus: DeliberateCpus = None,
+    deliberate_gpus: DeliberateGpus = None,
+    shards: Shards = None,
     server: Annotated[
         str | None,
         typer.Option(
@@ -162,13 +183,17 @@ def moderate(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="File to which each verdict is added as a line of JSON.")
+        Path | None,
+        typer.Option(
+            help="File to which each verdict is added as a line of JSON; with --engine ray a folder of such files, "
+            "which the same command continues."
+        ),
     ] = None,
     resume: Annotated[
         bool,
         typer.Option(
             "--resume",
-            help="Continue --out: skip the paths that it has a verdict for; what ended in a "
+            help="Continue --out: skip the videos that it has a verdict for; what ended in a "
             "model error is tried again.",
         ),
     ] = False,
@@ -194,6 +219,8 @@ def moderate(
         given = dict(locals())
         _check_options(given)
         remote = remote_settings(given)
+        if engine is Engine.ray:
+            raise typer.Exit(moderate_on_ray(given, remote))
         files = expand(paths, null=null, leave_out=[p for p in (out, report) if p is not None])
         log = None if out is None else VerdictLog(out, resume=resume)
         with ExitStack() as stack:
@@ -241,6 +268,7 @@ def moderate(
 def _check_options(given: dict[str, object]) -> None:
     if given["model"] is not None and given["bundle"] is not None:
         raise UsageError("--bundle and --model exclude each other; give one of them")
+    check_ray_options(given, ray=given["engine"] is Engine.ray)
     if given["server"] is not None:
         for name in _HERE:
             if given[name] is not None:

@@ -1,0 +1,304 @@
+"""The cascade on Ray Data: a pool of actors for S1, one for S2, sized and placed apart.
+
+Knows Ray. What a stage does is the matter of `stages`; what is done and written, of `ledger`.
+
+Ray restarts a process that died and gives its block to another; the ledger then says what of the block is left.
+Verdicts never travel through Ray's datasets, whose blocks may be computed twice.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safelens.engine.ledger import Begun, Found, Ledger
+from safelens.engine.manifest import Entry
+from safelens.engine.system import System
+from safelens.engine.verdicts import Form
+from safelens.verdict import Stage
+
+OBJECT_STORE_BYTES = 512 << 20
+"""Ray's object store where this process starts the cluster: unsure videos' frames between the stages."""
+_BLOCK = 64
+_MOST_BLOCKS = 20_000
+_ASK = 10_000
+_UNSURE_BATCH = 16
+_LOOK_S = 0.5
+
+
+class EngineError(Exception):
+    """The run cannot go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Actors of one stage.
+
+    Attributes:
+        least: how many there are at least.
+        most: how many there may be, as the stage's queue grows.
+        cpus: of each; also its number of threads.
+        gpus: of each, such as 0.5.
+    """
+
+    least: int = 1
+    most: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+class _Client:
+    """The ledger as a stage's process sees it."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+        self._sent: list[Any] = []
+
+    def _ask(self, name: str, *arguments: Any) -> Any:
+        import ray
+
+        return ray.get(getattr(self._actor, name).remote(*arguments))
+
+    def introduce(self, provenance: str) -> None:
+        self._ask("introduce", provenance)
+
+    def begin(self, stage: Stage, entries: Sequence[Entry]) -> Begun:
+        return Begun(*self._ask("begin", stage, list(entries)))
+
+    def again(self, stage: Stage, video: str) -> None:
+        self._ask("again", stage, video)
+
+    def known(self, digests: Sequence[str]) -> list[str]:
+        return list(self._ask("known", list(digests)))
+
+    def add(self, stage: Stage, found: Found) -> None:
+        if len(found):
+            self._sent.append(self._actor.add.remote(stage, found))
+
+    def settle(self) -> None:
+        import ray
+
+        ray.get(self._sent)
+        self._sent.clear()
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        outcomes: verdicts in the folder, by what they say.
+        missing: videos that have none.
+    """
+
+    outcomes: dict[str, int]
+    missing: int
+
+
+class RayEngine:
+    """One run on a cluster that `connected` gives.
+
+    Args:
+        system: built by every actor.
+        out: folder of verdicts, on this machine.
+        screen: actors of S1.
+        deliberate: actors of S2.
+        form: of the verdicts' shards.
+        retry: try again what was set aside.
+
+    Raises:
+        EngineError: the folder cannot be used.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        out: Path,
+        *,
+        screen: Pool,
+        deliberate: Pool,
+        form: Form = "jsonl",
+        retry: bool = False,
+    ) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        self._system = system
+        self._pools = screen, deliberate
+        here = ray.get_runtime_context().get_node_id()
+        # Restarted after a kill, it reads its folder again; a call that it did not answer is made again.
+        actor: Any = ray.remote(Ledger)
+        placed = actor.options(
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=-1,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
+        )
+        self._ledger = placed.remote(out.absolute(), form=form)
+        with _explained():
+            if retry:
+                ray.get(self._ledger.forget_failed.remote())
+            ray.get(self._ledger.outcomes.remote())
+
+    def missing(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Those without a verdict."""
+        import ray
+
+        parts = [list(entries[i : i + _ASK]) for i in range(0, len(entries), _ASK)]
+        with _explained():
+            return [Entry(*e) for part in parts for e in ray.get(self._ledger.missing.remote(part))]
+
+    def run(
+        self,
+        entries: Sequence[Entry],
+        on_progress: Callable[[dict[str, int]], None] = lambda outcomes: None,
+    ) -> Result:
+        """Moderate videos; returns when each has a verdict, or nothing more can be done.
+
+        Args:
+            entries: those that are missing.
+            on_progress: is given the verdicts in the folder by what they say, now and then, from a thread.
+
+        Raises:
+            EngineError: a model cannot be loaded, or a verdict cannot be written.
+            KeyboardInterrupt: Ctrl-C; the folder can be continued.
+        """
+        import ray
+
+        if not entries:
+            return Result(ray.get(self._ledger.outcomes.remote()), 0)
+        over = threading.Event()
+
+        def look() -> None:
+            while not over.wait(_LOOK_S):
+                on_progress(ray.get(self._ledger.outcomes.remote()))
+
+        watch = threading.Thread(target=look, daemon=True, name="safelens-progress")
+        watch.start()
+        try:
+            with _explained():
+                for _ in self._dataset(entries).iter_batches(batch_size=None):
+                    pass
+        finally:
+            over.set()
+            watch.join()
+        with _explained():
+            outcomes = ray.get(self._ledger.outcomes.remote())
+        return Result(outcomes, len(self.missing(entries)))
+
+    def close(self) -> None:
+        """Finish the files."""
+        import ray
+
+        with _explained():
+            ray.get(self._ledger.close.remote())
+        ray.kill(self._ledger)
+
+    def _dataset(self, entries: Sequence[Entry]) -> Any:
+        import ray
+
+        from safelens.engine.stages import DeliberateStage, ScreenStage, table_of
+
+        screen, deliberate = self._pools
+        rows = max(
+            min(_BLOCK, math.ceil(len(entries) / (4 * screen.most))),
+            math.ceil(len(entries) / _MOST_BLOCKS),
+        )
+        blocks = [table_of(entries[i : i + rows]) for i in range(0, len(entries), rows)]
+        made = (self._system, _Client(self._ledger))
+        found: Any = ray.data.from_arrow(blocks)
+        found = found.map_batches(
+            ScreenStage, batch_size=None, fn_constructor_args=made, **_placed(screen)
+        )
+        return found.map_batches(
+            DeliberateStage,
+            batch_size=_UNSURE_BATCH,
+            fn_constructor_args=made,
+            **_placed(deliberate),
+        )
+
+
+def _placed(pool: Pool) -> dict[str, Any]:
+    from ray.data import ActorPoolStrategy
+
+    return {
+        "batch_format": "pyarrow",
+        "zero_copy_batch": True,
+        "compute": ActorPoolStrategy(
+            min_size=pool.least, max_size=pool.most, max_tasks_in_flight_per_actor=2
+        ),
+        "num_cpus": pool.cpus,
+        "num_gpus": pool.gpus,
+    }
+
+
+@contextmanager
+def connected(address: str | None, pools: Sequence[Pool]) -> Iterator[None]:
+    """A cluster, as long as the block runs: at an address, or started here.
+
+    Args:
+        address: of a cluster; by default RAY_ADDRESS, and without that one is started here.
+        pools: what will be asked of it.
+
+    Raises:
+        EngineError: it cannot be reached, or can never hold the pools.
+    """
+    import logging
+
+    import ray
+    from ray.data import DataContext
+
+    cpus = sum(pool.least * pool.cpus for pool in pools)
+    gpus = sum(pool.least * pool.gpus for pool in pools)
+    own = address is None and "RAY_ADDRESS" not in os.environ
+    started: dict[str, Any] = {"address": address}
+    if own:
+        # Ray would have its workers yield to all else on the machine, which here is what the local engine does not do.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        most = sum(pool.most * pool.cpus for pool in pools)
+        started = {
+            "address": "local",
+            "num_cpus": math.ceil(max(most, os.cpu_count() or 1)),
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+        }
+    try:
+        ray.init(
+            **started, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise EngineError(f"Ray at {address or 'this machine'}: {error}") from error
+    try:
+        there = ray.cluster_resources()
+        for name, wanted in (("CPU", cpus), ("GPU", gpus)):
+            if wanted > there.get(name, 0.0) and own:
+                raise EngineError(
+                    f"the actors ask for {wanted:g} {name}s, and there are {there.get(name, 0.0):g}; "
+                    "ask for fewer actors or less for each"
+                )
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What Ray raises, as the reason that the user can act on."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause: BaseException = error
+        while isinstance(cause, ray.exceptions.RayTaskError) and cause.cause is not None:
+            cause = cause.cause
+        raise EngineError(f"{type(cause).__name__}: {cause}") from error
