@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
 import tempfile
@@ -28,7 +29,7 @@ import numpy as np
 import torch
 
 from benchmarks.scaling_picture import curves
-from recipes.machine import machine
+from recipes.machine import machine, resident_mb
 from safelens.bench.systems import share_unsure
 from safelens.cascade import SafeLens
 from safelens.policy import Policy
@@ -164,27 +165,18 @@ def by_videos(lens: SafeLens, paths: list[Path], videos: int) -> list[dict[str, 
             point = {
                 "x": number,
                 "seconds": time.perf_counter() - began,
-                "resident_mb": sum(_resident_mb(pid) for pid in _processes()),
+                "resident_mb": sum(resident_mb(pid) for pid in _processes()),
             }
             points.append(point)
             print(json.dumps(point), flush=True)
     return points
 
 
-def _processes() -> Iterator[Path]:
+def _processes() -> Iterator[int]:
     """This process and its children."""
-    own = Path("/proc/self").resolve()
-    yield own
-    for thread in (own / "task").iterdir():
-        for child in (thread / "children").read_text().split():
-            yield Path("/proc") / child
-
-
-def _resident_mb(process: Path) -> float:
-    for line in (process / "status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) / 1024
-    return 0.0
+    yield os.getpid()
+    for thread in Path("/proc/self/task").iterdir():
+        yield from map(int, (thread / "children").read_text().split())
 
 
 def measure(lens: SafeLens, paths: list[Path], videos: int, repeats: int) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from recipes.machine import machine
+from recipes.machine import machine, resident_mb
 from recipes.postgresql import new_database, server
 from recipes.stages import Stage, run
 from safelens.service.client import ServiceClient, ServiceError
@@ -176,7 +176,7 @@ def uploads(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None
 
         def watch() -> None:
             while not over.wait(0.25):
-                now = {kind: _resident_mb(pid) for kind, pid in pids.items()}
+                now = {kind: resident_mb(pid) for kind, pid in pids.items()}
                 memory.append({"s": round(time.monotonic() - began, 1)} | now)
 
         watcher = threading.Thread(target=watch)
@@ -324,11 +324,6 @@ def _counted(service: Service, accepted: list[str], decided: list[str]) -> dict[
 def _ended(client: ServiceClient, jobs: Sequence[str]) -> None:
     for job in jobs:
         client.verdict(job, timeout_s=WAIT_S)
-
-
-def _resident_mb(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
 
 
 def _quantiles(milliseconds: Sequence[float]) -> dict[str, float]:

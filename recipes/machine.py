@@ -39,6 +39,15 @@ def in_words(found: dict[str, Any]) -> str:
     )
 
 
+def resident_mb(pid: int) -> float:
+    """Resident memory of a process in MB (Linux); 0 once it has ended."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except FileNotFoundError:
+        return 0.0
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+
+
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
