@@ -24,7 +24,8 @@ from safelens.engine.manifest import Entry, read_manifest
 from safelens.engine.ray_engine import Pool, RayEngine, connected
 from safelens.engine.verdicts import read_verdicts
 
-pytestmark = pytest.mark.long
+# Each killed process imports its models anew, some eight times in all; beside other tests that takes its time.
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 torch.set_num_threads(1)
 POOL = Pool(cpus=0.5)
 COPIES = 4

@@ -1,0 +1,304 @@
+"""The cascade on Ray beside the local engine: nothing lost or doubled under kill -9, overhead, speedup, the plan.
+
+    python -m benchmarks.scale [--clips 5000] [--work out/scale]
+
+Writes `reports/scale.json`. Knows which runs there are and what is counted; each is `safelens moderate`, as a user
+would give it, on SafeWorld clips and the embedded bundle. Can be interrupted: each run is a stage, done once. Nothing
+else should run on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from recipes.machine import machine
+from recipes.stages import Stage, run
+from safelens.cli._progress import progress
+from safelens.engine.plan import Measured
+from safelens.engine.simulate import simulate
+from safelens.engine.verdicts import read_verdicts
+from safelens.line_log import LineLog
+from safelens.verdict import Verdict
+
+REPORT = Path("reports/scale.json")
+WORKER_KILLS, DRIVER_KILLS = 10, 2
+WORKERS = ("ScreenStage", "DeliberateStage")
+TOLERANCE = 1e-3
+"""Scores may differ by this much: batches differ from run to run, and with them the last bits."""
+
+
+def processes(of: int, title: str) -> list[int]:
+    """Ids of a process's descendants that have a word in what they call themselves."""
+    parents: dict[int, int] = {}
+    titles: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat, name = (entry / "stat").read_text(), (entry / "cmdline").read_text()
+            except OSError:  # it has ended
+                continue
+            parents[int(entry.name)] = int(stat.rsplit(")", 1)[1].split()[1])
+            titles[int(entry.name)] = name
+
+    def below(pid: int) -> bool:
+        while pid in parents and pid != of:
+            pid = parents[pid]
+        return pid == of
+
+    return [pid for pid, name in titles.items() if title in name and below(pid)]
+
+
+def moderate(*words: object, threads: int | None = None) -> list[str]:
+    """The command of a run; `threads` bounds the local engine's, as an actor's CPUs do Ray's."""
+    before = [] if threads is None else ["env", f"OMP_NUM_THREADS={threads}"]
+    return [*before, sys.executable, "-m", "safelens", "moderate", *map(str, words)]
+
+
+def lines(folder: Path) -> int:
+    """How many verdicts the plain files of a folder hold."""
+    files = [*folder.glob("verdicts-*.jsonl"), folder / "aside.jsonl"]
+    return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
+
+
+# -- stages -------------------------------------------------------------------------------------------
+
+
+def world(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
+    """Stage: the clips, and manifests of all and of the first so many."""
+    from safelens.safeworld.writer import Progress, write_dataset
+
+    with progress("clips", settings["clips"]) as bar:
+
+        def on_progress(found: Progress) -> None:
+            bar.at(found.done)
+
+        write_dataset(
+            out / "world", clips=settings["clips"], seed=71, jobs=2, on_progress=on_progress
+        )
+    videos = sorted((out / "world" / "videos").iterdir())
+    for count in (settings["clips"], *settings["parts"]):
+        rows = "".join(json.dumps({"video": str(v.absolute())}) + "\n" for v in videos[:count])
+        (out / f"{count}.jsonl").write_text(rows)
+        (out / f"{count}.txt").write_text("".join(f"{v.absolute()}\n" for v in videos[:count]))
+
+
+def local(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
+    """Stage: the local engine's verdicts."""
+    with (needs["world"] / f"{settings['clips']}.txt").open("rb") as names:
+        command = moderate("-", "--out", out / "verdicts.jsonl", "--resume", "--json")
+        done = subprocess.run(command, stdin=names, stdout=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise SystemExit(f"the local engine ended with {done.returncode}; see {out}")
+
+
+def killed(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
+    """Stage: two workers of each stage; kill -9 of a worker or the driver whenever so many more are done."""
+    card = out / "kills.json"
+    kills = json.loads(card.read_text()) if card.exists() else []
+    plan = ["worker"] * settings["worker_kills"] + ["driver"] * settings["driver_kills"]
+    random.Random(3).shuffle(plan)
+    manifest = needs["world"] / f"{settings['clips']}.jsonl"
+    command = moderate(
+        *(manifest, "--engine", "ray", "--out", out / "verdicts"),
+        *("--screen-actors", 2, "--screen-cpus", 0.5),
+        *("--deliberate-actors", 2, "--deliberate-cpus", 0.5),
+    )
+    chance = random.Random(5)
+    while True:
+        with (out / "log").open("ab") as log:
+            driver = subprocess.Popen(command, stdout=log, stderr=log)
+        for what in plan[len(kills) :]:
+            target = settings["clips"] * (len(kills) + 1) // (len(plan) + 1)
+            while lines(out / "verdicts") < target and driver.poll() is None:
+                time.sleep(0.2)
+            victims = [driver.pid]
+            if what == "worker":
+                title = chance.choice(WORKERS)
+                while not (victims := processes(driver.pid, title)) and driver.poll() is None:
+                    time.sleep(0.2)
+            if driver.poll() is not None:
+                break
+            victim = chance.choice(victims)
+            os.kill(victim, signal.SIGKILL)
+            kills.append({"what": what, "done": lines(out / "verdicts")})
+            card.write_text(json.dumps(kills))
+            if what == "driver":
+                break
+        code = driver.wait()
+        if code >= 0:
+            break
+    if code not in (0, 1):  # 1: some could not be read or were set aside, which is counted
+        raise SystemExit(f"the run ended with {code}; see {out / 'log'}")
+
+
+def timed(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
+    """Stage: seconds a clip, from two runs of different length, so that starting and loading do not count."""
+    card = out / "found.json"
+    found: dict[str, float] = json.loads(card.read_text()) if card.exists() else {}
+    for repeat in range(settings["repeats"]):
+        for count in settings["counts"]:
+            key = f"{repeat}/{count}"
+            if key in found:
+                continue
+            target = out / key.replace("/", "-")
+            words: list[object] = ["--tau", settings["tau"], "--out", target]
+            if settings["engine"] == "local":
+                target.unlink(missing_ok=True)
+                command = moderate("-", "--json", *words, threads=settings["threads"])
+            else:
+                for file in target.glob("*"):
+                    file.unlink()
+                manifest = needs["world"] / f"{count}.jsonl"
+                command = moderate(manifest, "--engine", "ray", *words, *settings["ray"])
+            with (needs["world"] / f"{count}.txt").open("rb") as names:
+                began = time.perf_counter()
+                subprocess.run(command, stdin=names, stdout=subprocess.DEVNULL, check=True)
+                found[key] = time.perf_counter() - began
+            card.write_text(json.dumps(found))
+            print(f"  {key}: {found[key]:.1f} s", flush=True)
+
+
+# -- what is counted ------------------------------------------------------------------------------------
+
+
+def compared(wanted: Path, found: Path) -> dict[str, Any]:
+    """Verdicts of the killed runs beside the local engine's; all by the video's SHA-256."""
+    ours = [v.sha256 or v.video for v in read_verdicts(found)]
+    count = Counter(ours)
+    by_key = {v.sha256 or v.video: v for v in read_verdicts(found)}
+    theirs = {
+        v.sha256 or v.video: v
+        for v in (Verdict.model_validate(line) for line in LineLog(wanted).read())
+    }
+    different = [k for k, v in theirs.items() if k in by_key and not same(v, by_key[k])]
+    return {
+        "videos": len(theirs),
+        "missing": sum(key not in count for key in theirs),
+        "duplicated": sum(n > 1 for n in count.values()),
+        "escalated": sum(v.decided_by == "deliberate" for v in theirs.values()),
+        "set_aside": sum(v.status == "model_error" for v in by_key.values()),
+        "different": len(different),
+        "tolerance": TOLERANCE,
+        "copies_of_one_clip": len(ours) - len(count),
+    }
+
+
+def same(a: Verdict, b: Verdict) -> bool:
+    """Whether two verdicts say the same."""
+    if (a.status, a.flagged, a.label, a.decided_by) != (b.status, b.flagged, b.label, b.decided_by):
+        return False
+    if a.explanation != b.explanation or a.captions != b.captions:
+        return False
+    return all(
+        abs(x.score - y.score) <= TOLERANCE for x, y in zip(a.categories, b.categories, strict=True)
+    )
+
+
+def seconds_a_clip(found: dict[str, float], counts: list[int]) -> list[float]:
+    """Of each repeat: the longer run's time over the shorter one's, by the clips that it had more."""
+    few, many = counts
+    repeats = len(found) // 2
+    return [(found[f"{r}/{many}"] - found[f"{r}/{few}"]) / (many - few) for r in range(repeats)]
+
+
+def median(values: list[float]) -> float:
+    """The middle one."""
+    return sorted(values)[len(values) // 2]
+
+
+def planned(measured: Measured, counts: list[int], screen: int, deliberate: int) -> float:
+    """What the simulator says of a timed run: seconds a clip."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    few, many = (
+        simulate(np.zeros(n), *measured.draw(n, rng), screen=screen, deliberate=deliberate).end
+        for n in counts
+    )
+    return (many - few) / (counts[1] - counts[0])
+
+
+# -- all of it --------------------------------------------------------------------------------------------
+
+
+def stages(clips: int, counts: list[int], repeats: int) -> dict[str, Stage]:
+    """Declare the runs; nothing is run."""
+    drawn = Stage("world", world, {"clips": clips, "parts": counts})
+    each = {"counts": counts, "repeats": repeats, "threads": 1}
+    one = ["--screen-cpus", 1, "--deliberate-cpus", 1]
+    two = [*one, "--screen-actors", 2]
+    kills = {"worker_kills": WORKER_KILLS, "driver_kills": DRIVER_KILLS}
+    needs = (drawn,)
+    return {
+        "local": Stage("local", local, {"clips": clips}, needs),
+        "killed": Stage("killed", killed, {"clips": clips} | kills, needs),
+        # At tau 0 all is S1's: one process that computes, as the local engine's is.
+        "local_s1": Stage("timed", timed, each | {"engine": "local", "tau": 0.0}, needs),
+        "ray_s1": Stage("timed", timed, each | {"engine": "ray", "tau": 0.0, "ray": one}, needs),
+        "ray_2_s1": Stage("timed", timed, each | {"engine": "ray", "tau": 0.0, "ray": two}, needs),
+        "ray_both": Stage("timed", timed, each | {"engine": "ray", "tau": 0.9, "ray": one}, needs),
+    }
+
+
+def main() -> None:
+    """Run what is missing, and write the report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--clips", type=int, default=5000)
+    parser.add_argument("--counts", type=int, nargs=2, default=[50, 550], help="of timed runs")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=Path("out/scale"))
+    parser.add_argument("--out", type=Path, default=REPORT)
+    args = parser.parse_args()
+    before = machine()
+    wanted = stages(args.clips, args.counts, args.repeats)
+    run(*wanted.values(), root=args.work)
+    folders = {name: stage.folder(args.work) for name, stage in wanted.items()}
+    kills = Counter(k["what"] for k in json.loads((folders["killed"] / "kills.json").read_text()))
+    rates = {
+        name: seconds_a_clip(json.loads((folder / "found.json").read_text()), args.counts)
+        for name, folder in folders.items()
+        if name not in ("local", "killed")
+    }
+    middle = {name: median(found) for name, found in rates.items()}
+    report = {
+        "command": f"python -m benchmarks.scale --clips {args.clips}",
+        "machine": before,
+        **compared(folders["local"] / "verdicts.jsonl", folders["killed"] / "verdicts"),
+        "worker_kills": kills["worker"],
+        "driver_kills": kills["driver"],
+        "overhead_vs_local": middle["ray_s1"] / middle["local_s1"] - 1,
+        "speedup_2_workers": middle["ray_s1"] / middle["ray_2_s1"],
+        "seconds_a_clip": rates,
+        "simulator": simulator(folders, middle, args.counts),
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(args.out.read_text())
+
+
+def simulator(
+    folders: dict[str, Path], middle: dict[str, float], counts: list[int]
+) -> dict[str, dict[str, float]]:
+    """Three runs as they were and as they are simulated, each from the seconds in its own verdicts."""
+    found = {}
+    for name, screen in (("ray_s1", 1), ("ray_2_s1", 2), ("ray_both", 1)):
+        measured = Measured.of(read_verdicts(folders[name] / f"0-{counts[1]}"))
+        said = planned(measured, counts, screen, 1)
+        found[name] = {"measured": middle[name], "simulated": said, "ratio": said / middle[name]}
+    return found
+
+
+if __name__ == "__main__":
+    main()
