@@ -1,6 +1,7 @@
 """A real cluster of this machine, its processes killed: every video one verdict, the local engine's."""
 
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -162,7 +163,9 @@ def test_a_killed_driver_loses_nothing_and_the_next_run_does_what_is_missing(
     before = len(list(read_verdicts(out)))
     second = subprocess.run(words, capture_output=True, text=True, check=False)
     assert second.returncode == 0, second.stderr
-    assert f"{before} of {len(wanted)} have a verdict already" in second.stderr or before == 0
+    found = re.search(rf"(\d+) of {len(wanted)} have a verdict already", second.stderr)
+    assert found is not None
+    assert int(found[1]) >= before  # what outlived the driver may have gone on for a moment
     assert second.stdout.startswith(f"{len(wanted)} videos in ")
     check(out, wanted)
     kept = {p: p.stat().st_mtime_ns for p in out.glob("verdicts-*")}
