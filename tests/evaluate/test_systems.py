@@ -1,5 +1,6 @@
 """Files of systems: what is wrong is said with its line, before anything is loaded."""
 
+import asyncio
 import textwrap
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def test_a_file_becomes_systems_in_its_order(write, policy):
     [
         ("systems:\n  a: {kind: safelens, bundel: tiny}", 2, "unknown key 'bundel'"),
         ("systems:\n  a: {kind: safelens}", 2, "'bundle' is missing"),
-        ("systems:\n  a: {kind: lens}", 2, "one of safelens, vlm, openai"),
+        ("systems:\n  a: {kind: lens}", 2, "one of safelens, safewatch, vlm, openai"),
         ("systems:\n  a: {bundle: tiny}", 2, "with a kind"),
         ("systems:\n  a: tiny", 2, "with a kind"),
         ("systems:\n  ../a: {kind: safelens, bundle: tiny}", 2, "a name has letters"),
@@ -143,6 +144,33 @@ def test_only_categories_that_are_read_alone_say_what_to_prune(write, policy):
         read_systems(write(wrong))
 
 
+def test_any_model_is_read_as_safewatch_reads(write, policy, vlm_dir, captioner_dir, clips):
+    other = Policy.from_yaml(policy.to_yaml().replace("id: abuse", "id: mobbing"))
+    file = write(
+        f"systems:\n  bare: {{kind: safewatch, model: {vlm_dir}}}\n"
+        f"  told: {{kind: safewatch, model: {vlm_dir}, captioner: {captioner_dir}, prune: null}}"
+    )
+    systems = build_systems(read_systems(file), other)
+    about = {name: system.identity() for name, system in systems.items()}
+    assert (about["bare"]["prune"], about["told"]["prune"]) == (0.1, None)
+    assert about["bare"]["captioner"] is None
+    assert about["told"]["captioner"]
+
+    async def ask():
+        async with systems["bare"] as system:
+            system._lens.deliberator.max_new_tokens = 4
+            prompt = system._lens.screener.prompt
+            assert (type(prompt).__name__, prompt.keep) == ("ParallelPrompt", 0.1)
+            return await system.answer(clips[0])
+
+    answers = asyncio.run(ask())
+    assert set(answers) == {"screen", "deliberate"}
+    assert set(answers["screen"].scores) == set(other.labels)
+    wrong = "systems:\n  a: {kind: safewatch, model: a/b, prune: 2}"
+    with pytest.raises(SystemsError, match="prune"):
+        read_systems(write(wrong))
+
+
 def test_some_of_the_systems(write):
     file = read_systems(write(GOOD))
     assert list(file.only(["remote", "tiny"]).settings) == ["tiny", "remote"]
@@ -156,7 +184,7 @@ def test_the_page_shows_what_is_read_and_true_defaults(write, policy, monkeypatc
     example = page[page.index("    systems:\n") :].split("\n\n")[0]
     read = read_systems(write(textwrap.dedent(example)))
     monkeypatch.setenv("MY_KEY", "k")
-    assert list(build_systems(read, policy)) == ["tiny", "plain", "remote"]
+    assert list(build_systems(read, policy)) == ["tiny", "watch", "plain", "remote"]
     for settings in read.settings.values():
         needed = {"kind", "bundle", "model", "prompt", "base_url", "api_key_env"}
         bare = {k: v for k, v in settings.model_dump().items() if k in needed}

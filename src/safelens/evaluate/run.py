@@ -17,7 +17,7 @@ from safelens.evaluate.answer_log import AnswerLog, Answers, write_answers
 from safelens.evaluate.answers import Answer
 from safelens.evaluate.memory import MemoryMeter, PeakMemory
 from safelens.evaluate.routing import OutsideDomain, route
-from safelens.evaluate.safelens_system import SafeLensSystem
+from safelens.evaluate.safelens_system import Cascade
 from safelens.evaluate.system import System, failed
 from safelens.thresholds import Thresholds
 from safelens.video import ClipOptions, VideoError, VideoReader, file_digest
@@ -200,7 +200,7 @@ def run_system(
     thresholds: Thresholds | None = None
     outside: OutsideDomain | None = None
     knows: str | None = None
-    if isinstance(system, SafeLensSystem):
+    if isinstance(system, Cascade):
         thresholds, outside = system.thresholds, system.outside_domain
         knows = system.knows
         if "deliberate" in system.stages:

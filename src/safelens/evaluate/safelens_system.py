@@ -1,4 +1,4 @@
-"""A bundle under evaluation: S1 and S2 on every clip, whatever tau says, each with its own answer.
+"""A cascade under evaluation: S1 and S2 on every clip, whatever tau says, each with its own answer; a bundle's.
 
 Knows the parts of a `SafeLens` and what each answer would have cost in use. S2 can be left
 out. Which of the two answers the cascade gives is the matter of `routing`.
@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from safelens import prompts
 from safelens.assembly import thresholds_of
-from safelens.bundle import Bundle, BundleError, PruneSettings
+from safelens.bundle import Bundle, BundleError, ClipSettings, PruneSettings
 from safelens.cascade import SafeLens, default_device
 from safelens.evaluate.answers import Answer
+from safelens.evaluate.routing import OutsideDomain
 from safelens.evaluate.system import SCHEMA, SystemsError, answered, cost, failed
 from safelens.outcome import Decision
 from safelens.policy import Policy
+from safelens.thresholds import Thresholds
 from safelens.verdict import Caption, Evidence
 from safelens.video import Clip
 from safelens.vlm_cost import Spent
@@ -28,12 +31,59 @@ if TYPE_CHECKING:
     from safelens.screen import Screened
 
 
-class SafeLensSystem:
-    """Both stages of a bundle.
+class Cascade(ABC):
+    """Both stages of a cascade; what it is made of is for its subclasses to say.
 
     The answer of "screen" costs what the cascade costs where S1's answer stands, that of "deliberate" what it
     costs where S2 is asked: screen and captions included, evidence only of what that answer flags. As in
     verdicts, `gflops` are of all models, the captioner too, and tokens the vision-language models' alone.
+
+    Attributes:
+        policy: what it judges by.
+        stages: what it gives an answer of.
+        clip: how its clips are sampled.
+        thresholds: from which confidence on S1's answer stands.
+        outside_domain: what happens to a clip that S1 does not know.
+        knows: what it is limited to, in words for a reader, or None.
+    """
+
+    concurrency = 1
+    down: str | None = None
+    local = True
+    policy: Policy
+    stages: tuple[str, ...]
+    clip: ClipSettings
+    thresholds: Thresholds
+    outside_domain: OutsideDomain
+    knows: str | None
+    _lens: SafeLens | None = None
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """See :class:`System`."""
+
+    @abstractmethod
+    def _load(self) -> SafeLens:
+        """Load the models. Raises SystemsError."""
+
+    async def __aenter__(self) -> Self:
+        """Load the models. Raises SystemsError."""
+        self._lens = await asyncio.to_thread(self._load)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._lens is not None:
+            self._lens.close()
+            self._lens = None
+
+    async def answer(self, clip: Clip) -> dict[str, Answer]:
+        """Each stage's answer on a clip; raises what S1 raises."""
+        assert self._lens is not None
+        return await asyncio.to_thread(_ask, self._lens, clip, self.stages)
+
+
+class SafeLensSystem(Cascade):
+    """A bundle.
 
     Args:
         where: names the system in messages.
@@ -47,18 +97,7 @@ class SafeLensSystem:
     Raises:
         SystemsError: the bundle is damaged, the policy is none that it judges by, or it reads the policy as one text
             and cannot prune.
-
-    Attributes:
-        policy: what it judges by.
-        stages: what it gives an answer of.
-        thresholds: the bundle's, or those of what is not calibrated where the policy has other categories.
-        outside_domain: the bundle's.
-        knows: what the bundle is limited to, in words for a reader, or None.
     """
-
-    concurrency = 1
-    down: str | None = None
-    local = True
 
     def __init__(
         self,
@@ -97,7 +136,6 @@ class SafeLensSystem:
         self.thresholds = thresholds_of(self._bundle, self.policy)
         self.outside_domain = settings.outside_domain
         self.knows = settings.knows
-        self._lens: SafeLens | None = None
 
     def identity(self) -> dict[str, Any]:
         """All that the two answers depend on: not tau, nor what happens outside the domain.
@@ -128,16 +166,6 @@ class SafeLensSystem:
             "device": default_device(),
         }
 
-    async def __aenter__(self) -> Self:
-        """Load the bundle's models. Raises SystemsError."""
-        self._lens = await asyncio.to_thread(self._load)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._lens is not None:
-            self._lens.close()
-            self._lens = None
-
     def _load(self) -> SafeLens:
         from safelens.captioner import CaptionerError
         from safelens.screen import ProbeReader
@@ -151,11 +179,6 @@ class SafeLensSystem:
         if isinstance(lens.screener.reader, ProbeReader):
             lens.screener.reader.temperature = self._settings.screen.temperature
         return lens
-
-    async def answer(self, clip: Clip) -> dict[str, Answer]:
-        """Each stage's answer on a clip; raises what S1 raises."""
-        assert self._lens is not None
-        return await asyncio.to_thread(_ask, self._lens, clip, self.stages)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ model is loaded or a request is paid for.
 
     systems:
       tiny:   {kind: safelens, bundle: tiny}
+      watch:  {kind: safewatch, model: Qwen/Qwen3-VL-2B-Instruct, prune: 0.1}
       plain:  {kind: vlm, model: Qwen/Qwen3-VL-2B-Instruct, prompt: safelens}
       remote: {kind: openai, base_url: "http://localhost:8000/v1", model: name, prompt: safewatch}
 """
@@ -27,6 +28,7 @@ from safelens.endpoint import Endpoint
 from safelens.evaluate.endpoint_system import EndpointSystem
 from safelens.evaluate.endpoints import Settings, open_client, read_document, said
 from safelens.evaluate.safelens_system import SafeLensSystem
+from safelens.evaluate.safewatch_system import SafeWatchSystem
 from safelens.evaluate.styles import StyleName
 from safelens.evaluate.system import System, SystemsError
 from safelens.evaluate.vlm_system import VlmSystem
@@ -44,6 +46,18 @@ class SafeLensSettings(Settings):
     """Name of a packaged bundle, directory or hub id."""
     prune: float | None = Field(default=None, gt=0, le=1)
     """Share of a video's tokens that stay, in place of the bundle's; for one that reads categories alone."""
+
+
+class SafeWatchSettings(Settings):
+    """A vision-language model, run here as SafeWatch reads: categories alone, videos thinned."""
+
+    kind: Literal["safewatch"]
+    model: str
+    """Directory or hub id."""
+    captioner: str | None = None
+    """Florence-2's directory or hub id; None deliberates without captions."""
+    prune: float | None = Field(default=0.1, gt=0, le=1)
+    """Share of a video's tokens that stay; null keeps all."""
 
 
 class VlmSettings(Settings):
@@ -70,9 +84,10 @@ class EndpointSettings(Endpoint):
     clip: ClipSettings = ClipSettings()
 
 
-AnySettings = SafeLensSettings | VlmSettings | EndpointSettings
+AnySettings = SafeLensSettings | SafeWatchSettings | VlmSettings | EndpointSettings
 _KINDS: dict[str, type[AnySettings]] = {
     "safelens": SafeLensSettings,
+    "safewatch": SafeWatchSettings,
     "vlm": VlmSettings,
     "openai": EndpointSettings,
 }
@@ -211,6 +226,17 @@ def _build(
                     "categories than its own. Name one with --policy that suits both"
                 ) from error
         return system
+    if isinstance(settings, SafeWatchSettings):
+        captioner = settings.captioner
+        if captioner is not None:
+            captioner = _directory(where, "captioner", captioner, folder)
+        return SafeWatchSystem(
+            where,
+            _directory(where, "model", settings.model, folder),
+            policy,
+            captioner=captioner,
+            prune=settings.prune,
+        )
     if isinstance(settings, VlmSettings):
         return VlmSystem(
             where,
