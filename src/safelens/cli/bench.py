@@ -36,7 +36,7 @@ def bench(
         typer.Option(
             "--true-shape",
             help="In place of a bundle: Qwen3-VL-2B and Florence-2-large in bfloat16 with random "
-            "weights, and answers of --length tokens. Needs about 8 GB.",
+            "weights, and answers of --length tokens. Needs about 18 GB.",
         ),
     ] = False,
     clips: Annotated[int, typer.Option(min=2, help="Clips that are drawn.")] = 12,
