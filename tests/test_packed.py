@@ -1,4 +1,5 @@
 import copy
+import weakref
 
 import pytest
 import torch
@@ -67,6 +68,30 @@ def test_small_weights_stay():
     model = nn.Sequential(nn.Linear(1024, 1024), nn.Linear(1023, 1024))
     pack(model)
     assert [type(m) for m in model] == [PackedLinear, nn.Linear]
+
+
+def test_no_weight_is_held_twice(monkeypatch):
+    """Each layer is gone before the next one is packed, and before the next one is unpacked."""
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)))
+    refs, alive, made = [weakref.ref(m) for m in model], [], PackedLinear.__init__
+
+    def watched(packed, linear):
+        alive.append(sum(ref() is not None for ref in refs))
+        made(packed, linear)
+
+    monkeypatch.setattr(PackedLinear, "__init__", watched)
+    pack(model, 0)
+    assert alive == [3, 2, 1]
+    refs, alive = [weakref.ref(m) for m in model], []
+    dense = PackedLinear.weight.fget
+
+    def counted(packed):
+        alive.append(sum(ref() is not None for ref in refs))
+        return dense(packed)
+
+    monkeypatch.setattr(PackedLinear, "weight", property(counted))
+    unpack(model)
+    assert alive == [3, 2, 1]
 
 
 def test_operations_are_counted():

@@ -81,27 +81,38 @@ def pack(model: nn.Module, least: int = LEAST) -> None:
         for weight in module._parameters.values():
             if weight is not None:
                 held[id(weight)] = held.get(id(weight), 0) + 1
-    for name, module in list(model.named_modules()):
-        for child, linear in list(module.named_children()):
-            if (
-                type(linear) is nn.Linear
-                and "lora_" not in f"{name}.{child}"
-                and linear.weight.numel() >= least
-                and held[id(linear.weight)] == 1
-                and _can_pack(linear.weight)
-            ):
-                setattr(module, child, PackedLinear(linear))
+    # By name: a list of the layers would hold all their weights a second time.
+    places = [
+        (module, child)
+        for name, module in model.named_modules()
+        for child, linear in module.named_children()
+        if type(linear) is nn.Linear
+        and "lora_" not in f"{name}.{child}"
+        and linear.weight.numel() >= least
+        and held[id(linear.weight)] == 1
+        and _can_pack(linear.weight)
+    ]
+    for module, child in places:
+        setattr(module, child, PackedLinear(getattr(module, child)))
 
 
 def unpack(model: nn.Module) -> None:
     """Undo :func:`pack`."""
-    for module in list(model.modules()):
-        for child, packed in list(module.named_children()):
-            if isinstance(packed, PackedLinear):
-                linear = nn.Linear(packed.in_features, packed.out_features, device="meta")
-                linear.weight = nn.Parameter(packed.weight)
-                linear.bias = packed.bias
-                setattr(module, child, linear.train(packed.training))
+    places = [
+        (module, child)
+        for module in model.modules()
+        for child, packed in module.named_children()
+        if isinstance(packed, PackedLinear)
+    ]
+    for module, child in places:
+        setattr(module, child, _plain(getattr(module, child)))
+
+
+def _plain(packed: PackedLinear) -> nn.Linear:
+    linear = nn.Linear(packed.in_features, packed.out_features, device="meta")
+    linear.weight = nn.Parameter(packed.weight)
+    linear.bias = packed.bias
+    return linear.train(packed.training)
 
 
 def weight_bytes(model: nn.Module) -> int:
