@@ -31,7 +31,6 @@ lint: setup
 
 paper: setup
 	$(BIN)/python -m benchmarks.paper --grid
-	$(BIN)/python -m benchmarks.safewatch
 
 clean:
 	rm -rf $(VENV) out .pytest_cache .ruff_cache .mypy_cache

@@ -1,8 +1,8 @@
 """Linear layers whose weights lie as the CPU's kernels read them.
 
-Knows oneDNN's packed weights, which only use the model: no gradient goes through them. Products of a few tokens with a
-weight as PyTorch keeps it lay the whole weight out anew each time, and cost several times what reading it does;
-S2's passes and captions consist of such products.
+Knows oneDNN's packed weights, which are for use alone: no gradient goes through them. A weight as PyTorch keeps it is
+laid out anew in each product. That costs most where tokens are few, as in S2's passes and captions, and more in
+float32, the CPU's default, than in bfloat16.
 """
 
 from __future__ import annotations

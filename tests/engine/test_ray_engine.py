@@ -167,6 +167,7 @@ def test_a_killed_driver_loses_nothing_and_the_next_run_does_what_is_missing(
     assert found is not None
     assert int(found[1]) >= before  # what outlived the driver may have gone on for a moment
     assert second.stdout.startswith(f"{len(wanted)} videos in ")
+    assert second.stdout.endswith("Limits of this bundle: drawings\n")
     check(out, wanted)
     kept = {p: p.stat().st_mtime_ns for p in out.glob("verdicts-*")}
     third = subprocess.run(words, capture_output=True, text=True, check=False)

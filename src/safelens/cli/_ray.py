@@ -133,7 +133,7 @@ def moderate_on_ray(given: Mapping[str, Any], remote: Remote | None) -> int:
     from safelens.engine.ray_engine import EngineError, RayEngine, connected
 
     entries = read_inputs(given["paths"], null=given["null"], leave_out=given["out"])
-    system = _system(given, remote)
+    system, knows = _system(given, remote)
     screen, deliberate = (_pool(given, stage) for stage in ("screen", "deliberate"))
     began = time.perf_counter()
     try:
@@ -155,6 +155,8 @@ def moderate_on_ray(given: Mapping[str, Any], remote: Remote | None) -> int:
     counts = ", ".join(f"{count} {word}" for word, count in sorted(result.outcomes.items()))
     typer.echo(f"{len(entries)} videos in {time.perf_counter() - began:.1f} s: {counts}")
     typer.echo(f"verdicts: {given['out']}")
+    if knows is not None:
+        typer.echo(f"Limits of this bundle: {knows}")
     if result.missing:
         typer.echo(f"{result.missing} have no verdict; the same command goes on", err=True)
     return FAILED if result.missing or result.outcomes.get("error") else 0
@@ -208,17 +210,19 @@ def read_inputs(paths: Iterable[str], *, null: bool, leave_out: Path) -> list[En
     return found
 
 
-def _system(given: Mapping[str, Any], remote: Remote | None) -> System:
-    """What every actor builds; as much of it as needs no model is looked at here."""
+def _system(given: Mapping[str, Any], remote: Remote | None) -> tuple[System, str | None]:
+    """What every actor builds, looked at as far as that needs no model; and what its bundle is limited to, if it is."""
     from safelens.bundle import Bundle, BundleError
     from safelens.engine.system import System
     from safelens.policy import Policy, PolicyError
 
     try:
         policy = None if given["policy"] is None else Policy.load(given["policy"])
+        knows = None
         if given["model"] is None:
             found = Bundle.load(given["bundle"] or "tiny")
             found.check_policy(policy or found.policy)
+            knows = found.settings.knows
     except (PolicyError, BundleError) as error:
         raise UsageError(str(error)) from error
     cache = given["policy_cache"]
@@ -232,13 +236,13 @@ def _system(given: Mapping[str, Any], remote: Remote | None) -> System:
         "remote": remote,
     }
     if given["model"] is None:
-        return System(given["bundle"] or "tiny", options=options)
+        return System(given["bundle"] or "tiny", options=options), knows
     options["policy"] = policy or "default"
     options["captioner"] = given["captioner"]
     for name in ("layout", "policy_encoding"):
         if given[name] is not None:
             options[name] = given[name].value
-    return System(given["model"], zero_shot=True, options=options)
+    return System(given["model"], zero_shot=True, options=options), knows
 
 
 def _pool(given: Mapping[str, Any], stage: str) -> Pool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import pickle
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -63,7 +64,7 @@ def table_of(entries: Sequence[Entry]) -> pa.Table:
     )
 
 
-class _Stage:
+class _Stage(ABC):
     """What the stages share: which videos are done, in what company, and when the ledger hears of it."""
 
     name: Stage
@@ -97,8 +98,9 @@ class _Stage:
         self._ledger.add(self.name, found)
         self._ledger.settle()
 
+    @abstractmethod
     def _pipeline(self, videos: list[str]) -> Iterator[Case]:
-        raise NotImplementedError
+        """The stage's part of the cascade."""
 
 
 class ScreenStage(_Stage):

@@ -8,7 +8,8 @@ Knows how blocks are made, kept and put together. Knows texts, not policies; dis
     trunk ........ | [all blocks] | what comes next sees all, from behind the longest block on
 
 Attention does not mind in which order keys lie, so blocks compose in any subset and order, without being
-computed or copied again: what comes next is read with each video, on a copy that is needed anyway. A short convolution does mind: it goes on behind the trunk, in a block as in what comes next.
+computed or copied again: what comes next is read with each video, on a copy that is needed anyway. A short
+convolution does mind: it goes on behind the trunk, in a block as in what comes next.
 """
 
 from __future__ import annotations
