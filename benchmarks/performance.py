@@ -19,7 +19,7 @@ from benchmarks.performance_page import written
 from recipes.machine import machine
 from recipes.stages import Stage, run
 
-TRUE_SHAPE = {"clips": 6, "repeats": 2, "length": 200}
+TRUE_SHAPE = {"clips": 24, "plain-clips": 3, "repeats": 2, "length": 200}
 TINY = {"clips": 24, "repeats": 5}
 DECODING = {"repeats": 5}
 SCALING = {"videos": 10_000, "repeats": 5}

@@ -17,7 +17,10 @@ Three ways of moderating the same videos with the same weights, in turns (`safel
 processor, model and `generate` for every video; *paper*, S1 and S2 one after the other, each reading the whole prompt;
 *ours*, as `safelens moderate` runs it. All read files through the same decoder. "True shape" is Qwen3-VL-2B with
 Florence-2-large in bfloat16 and random weights: what they cost needs no training. There every answer has as many
-tokens as every other, none ends by itself, and nothing is guessed ahead, which random weights would make too easy."""
+tokens as every other, none ends by itself, and nothing is guessed ahead, which random weights would make too easy.
+*naive* and *paper* take videos one after the other, so a few of them tell what a video costs; *ours* has more of them, as
+it writes about up to eight at once. A third of the videos go to S2 in *paper* and *ours*. *naive* and *paper* run the
+models as the library has them and under the C library's usual thresholds of memory; decoding files is *ours* everywhere."""
 
 
 def written(report: Mapping[str, Any], file: Path, picture: str) -> str:

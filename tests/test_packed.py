@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.activations import GELUActivation, GELUTanh
 
 from safelens.cascade import SafeLens
-from safelens.packed import PackedLinear, pack, unpack, weight_bytes
+from safelens.packed import PackedLinear, Passed, pack, unpack, weight_bytes
 
 torch.set_num_threads(1)
 TYPES = [torch.float32]
@@ -65,7 +66,7 @@ def test_what_cannot_be_packed_stays():
 
 
 def test_small_weights_stay():
-    model = nn.Sequential(nn.Linear(1024, 1024), nn.Linear(1023, 1024))
+    model = nn.Sequential(nn.Linear(256, 256), nn.Linear(255, 256))
     pack(model)
     assert [type(m) for m in model] == [PackedLinear, nn.Linear]
 
@@ -118,3 +119,31 @@ def test_a_system_of_packed_models_answers_as_before(bundle_dir, videos):
             assert (packed.label, packed.decided_by) == (plain.label, plain.decided_by)
             scores = [category.score for category in plain.categories]
             assert [c.score for c in packed.categories] == pytest.approx(scores, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("kind", "form"), [(GELUActivation, "none"), (GELUTanh, "tanh")])
+def test_a_gelu_is_part_of_the_product_before_it(dtype, kind, form):
+    class Wide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.activation_fn, self.fc2 = nn.Linear(24, 40), kind(), nn.Linear(40, 24)
+
+        def forward(self, x):
+            return self.fc2(self.activation_fn(self.fc1(x)))
+
+    torch.manual_seed(0)
+    plain = Wide().to(dtype).eval()
+    packed = copy.deepcopy(plain)
+    pack(packed, 0)
+    assert type(packed.activation_fn) is Passed
+    x = torch.randn(2, 7, 24, dtype=dtype)
+    with torch.inference_mode():
+        wanted = nn.functional.gelu(plain.fc1(x), approximate=form)
+        near = {"rtol": 2e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {}
+        torch.testing.assert_close(packed.fc1(x), wanted, **near)
+        torch.testing.assert_close(packed(x), plain(x), **near)
+    unpack(packed)
+    assert type(packed.activation_fn) is kind
+    with torch.inference_mode():
+        assert torch.equal(packed(x), plain(x))

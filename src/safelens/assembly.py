@@ -144,11 +144,13 @@ class Parts:
 
     def __post_init__(self) -> None:
         """Nothing is trained from here on, so weights may lie as kernels read them."""
+        from safelens.freed_memory import keep_freed_memory
         from safelens.packed import pack
 
         for part in (self.embedder, self.reasoner, self.captioner):
             if part is not None:
                 pack(part.model)
+        keep_freed_memory()
 
     @classmethod
     def of_bundle(

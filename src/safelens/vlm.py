@@ -41,6 +41,7 @@ from safelens.vlm_loading import (
     loading,
     lora_weights,
 )
+from safelens.vlm_patches import multiply_patches
 from safelens.vlm_slots import Slots
 
 __all__ = ["Context", "EncodedVideo", "ModelLoadError", "Prefilled", "VisionLanguageModel"]
@@ -69,6 +70,7 @@ class VisionLanguageModel:
     ) -> None:
         self.family = family_of(model, processor)
         group_heads(model)
+        multiply_patches(model)
         self.model: Any = model.eval()
         self.processor = processor
         self.tokenizer = processor.tokenizer

@@ -27,12 +27,15 @@ def test_systems_take_turns_and_ratios_are_of_one_round(tmp_path):
     order, told = [], []
     systems = [Slow("a", 0.09, order), Slow("b", 0.03, order), Slow("ours", 0.03, order)]
     paths = [tmp_path / name for name in ("x", "y")]
-    found = rounds(systems, paths, 3, told.append)
+    given = [(system, paths) for system in systems[:2]] + [(systems[2], paths * 2)]
+    found = rounds(given, 3, told.append)
     assert order == ["a", "b", "ours", "b", "ours", "a", "ours", "a", "b"] == told
     a, ours = found["systems"]["a"], found["systems"]["ours"]
     ratio = found["ratio"]["ours_over_a"]
-    assert ratio["values"] == [x / y for x, y in zip(a["seconds"], ours["seconds"], strict=True)]
-    assert ratio["median"] > 1.5
+    rates = [(x / 2) / (y / 4) for x, y in zip(a["seconds"], ours["seconds"], strict=True)]
+    assert ratio["values"] == pytest.approx(rates)
+    assert (a["videos"], ours["videos"]) == (2, 4)
+    assert ratio["median"] > 3
     assert set(found["ratio"]) == {"ours_over_a", "ours_over_b"}
     assert a["stage_seconds_per_video"] == {"wait": pytest.approx(0.045)}
     assert a["tokens_per_video"] == 5

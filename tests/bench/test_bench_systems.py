@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from safelens import prompts
-from safelens.bench.systems import Naive, Ours, PaperStyle, clip_of, share_unsure
+from safelens.bench.agreement import measure
+from safelens.bench.systems import Naive, Ours, PaperStyle, clip_of, few_of, share_unsure
 from safelens.cascade import SafeLens
 from safelens.policy import SAFE
 from safelens.video import VideoError
@@ -67,3 +68,21 @@ def test_a_file_without_frames_is_an_error(lens, tmp_path):
         Naive(lens, None).run([tmp_path / "empty.mp4"])
     with pytest.raises(RuntimeError, match="is empty"):
         Ours(lens, None).run([tmp_path / "empty.mp4"])
+
+
+def test_few_have_the_share_of_all(tmp_path):
+    paths = [tmp_path / str(i) for i in range(12)]
+    unsure = set(paths[6:10])
+    few = few_of(paths, unsure, 3)
+    assert few == [paths[0], paths[1], paths[6]]
+    assert few_of(paths, unsure, 12) == paths
+
+
+def test_fast_and_plain_say_the_same(lens, bundle_dir, videos):
+    with SafeLens.load(bundle_dir, device="cpu") as theirs:
+        found = measure(lens, theirs, [clip_of(lens, path) for path in videos[:3]])
+    assert found["clips"] == found["screen"]["same_label"] == 3
+    assert found["screen"]["largest_difference"] < 1e-3
+    assert 0 < found["screen"]["of_states"] < 1e-3
+    assert found["deliberate"]["same_flags"] == found["deliberate"]["same_text"] == 3
+    assert found["deliberate"]["largest_difference"] < 1e-3

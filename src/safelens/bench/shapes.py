@@ -17,6 +17,7 @@ from safelens.bundle import Bundle, ClipSettings
 from safelens.captioner import Captioner
 from safelens.cascade import SafeLens
 from safelens.deliberate import ADAPTER, Deliberator
+from safelens.freed_memory import keep_freed_memory
 from safelens.packed import pack
 from safelens.policy import Policy
 from safelens.probe import ProbeConfig, RollingAttentionProbe
@@ -100,6 +101,7 @@ def at_true_shape(
     captioner.model.generation_config.min_new_tokens = caption_tokens
     for model in (vlm.model, captioner.model):
         pack(model)
+    keep_freed_memory()
     thresholds = Thresholds(0.9)
     return SafeLens(
         Screener(vlm, policy, reader=ProbeReader(probe.to(device))),

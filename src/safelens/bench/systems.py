@@ -227,6 +227,26 @@ class Ours:
         return replace(done, gflops=gflops)
 
 
+def as_the_library_has_them(lens: SafeLens) -> None:
+    """Undo what SafeLens changes in models so that they run faster."""
+    from safelens.packed import unpack
+    from safelens.vlm_patches import convolve_patches
+
+    model = lens.screener.vlm.model
+    for one in [model] if lens.captioner is None else [model, lens.captioner.model]:
+        unpack(one)
+        convolve_patches(one)
+        one.set_attn_implementation("sdpa")
+
+
+def few_of(paths: Sequence[Path], unsure: Collection[Path], count: int) -> list[Path]:
+    """So many of some videos, as large a share of them unsure as of all, as near as can be."""
+    wanted = round(count * len(unsure) / len(paths))
+    some = [path for path in paths if path in unsure][:wanted]
+    sure = [path for path in paths if path not in unsure][: count - len(some)]
+    return [path for path in paths if path in (*some, *sure)]
+
+
 def clip_of(lens: SafeLens, path: Path) -> Clip:
     """A video's frames.
 
