@@ -72,6 +72,20 @@ def _bounds(found: Mapping[str, Any]) -> list[str]:
         "",
         f"S1 for one video under 100 categories takes {found['hundred_categories_over_six']:.2f} times what it takes under "
         "6.",
+        "",
+        "Where the time goes, by PyTorch's profiler:",
+        "",
+        *_shares(found["shares_of_time"]),
+    ]
+
+
+def _shares(found: Mapping[str, Mapping[str, float]]) -> list[str]:
+    kinds = list(next(iter(found.values())))
+    rows = [[name, *(f"{shares[kind]:.0%}" for kind in kinds)] for name, shares in found.items()]
+    return [
+        "| | " + " | ".join(kinds) + " |",
+        "|---" * (1 + len(kinds)) + "|",
+        *("| " + " | ".join(row) + " |" for row in rows),
     ]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,12 @@ from safelens.video import Clip
 from safelens.vlm_cost import language_flops
 
 SIDE = 448
+_KINDS = {
+    "products": ("linear", "addmm", "aten::mm", "aten::bmm", "baddbmm"),
+    "attention": ("scaled_dot_product",),
+    "convolutions": ("convolution",),
+}
+"""Parts of operations' names; what has none of them goes over numbers one by one, or moves them."""
 
 
 def at_limits(lens: SafeLens, clip: Clip, bench: Mapping[str, Any]) -> dict[str, float]:
@@ -61,6 +67,36 @@ def at_limits(lens: SafeLens, clip: Clip, bench: Mapping[str, Any]) -> dict[str,
     return found | {"ours_over_naive": found["naive"] / found["ours"]}
 
 
+def by_kind(work: Callable[[], object]) -> dict[str, float]:
+    """Shares of time by kinds of operations, on a CPU; work is done once before."""
+    work()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        work()
+    spent = dict.fromkeys([*_KINDS, "other"], 0.0)
+    for event in profile.key_averages():
+        found = (kind for kind, parts in _KINDS.items() if any(p in event.key for p in parts))
+        spent[next(found, "other")] += event.self_cpu_time_total
+    total = sum(spent.values())
+    return {kind: one / total for kind, one in spent.items()}
+
+
+def where_time_goes(lens: SafeLens, clip: Clip) -> dict[str, dict[str, float]]:
+    """Of S1 on one video, of its captions, and of S2's passes over eight rows."""
+    captioner, s2 = lens.captioner, lens.deliberator
+    assert captioner is not None
+    decoding = s2.decoding()
+    for _ in range(decoding.free):
+        [s1] = lens.screener.screen([clip])
+        context = s1.context
+        decoding.admit(s1, context, s2.program((), s1.scores, context.spent))
+    decoding.step()
+    return {
+        "screen": by_kind(lambda: lens.screener.screen([clip])),
+        "caption": by_kind(lambda: captioner.describe([clip])),
+        "deliberate": by_kind(decoding.step),
+    }
+
+
 def main() -> None:
     """Measure, and write the report."""
     parser = argparse.ArgumentParser(
@@ -77,6 +113,7 @@ def main() -> None:
     ):
         file = Path(folder) / "video.mp4"
         encode(sample_scene(77, 0), replace(USUAL, size=(SIDE, SIDE)), file)
+        lens.deliberator.guess = False
         clip = clip_of(lens, file)
         categories = by_categories(lens, clip, args.repeats)
         cost = {point["x"]: point["median_s"] for point in categories}
@@ -85,6 +122,7 @@ def main() -> None:
             "categories": categories,
             "hundred_categories_over_six": cost[100] / cost[6],
             "at_limits": at_limits(lens, clip, json.loads(args.bench.read_text())),
+            "shares_of_time": where_time_goes(lens, clip),
         }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=1) + "\n")

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from attention_flops import flop_counter
 from transformers import BartConfig, Florence2Config, Florence2ForConditionalGeneration
 from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import BaseModelOutput
@@ -44,7 +44,7 @@ def built(vision, **text):
 
 
 def counted(run):
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with flop_counter() as counter, torch.no_grad():
         run()
     return counter.get_total_flops()
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from attention_flops import flop_counter
 from transformers import DynamicCache
 
 from safelens.bundle_parts import model_config
@@ -210,7 +210,7 @@ def test_a_still_video_does_not_change(loaded, make_clip):
 
 
 def counted(run):
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         found = run()
     return counter.get_total_flops(), found
 

@@ -1,11 +1,6 @@
 import pytest
 import torch
-from torch.utils.flop_counter import (
-    FlopCounterMode,
-    flop_registry,
-    sdpa_backward_flop_count,
-    sdpa_flop_count,
-)
+from attention_flops import flop_counter
 
 from safelens.reading import layout_of
 from safelens.vlm_cache import Context
@@ -25,28 +20,9 @@ from safelens.vlm_decoding import alone, reply
 torch.set_num_threads(1)
 
 
-def _forward(query, key, value, *args, out_shape=None, **more):
-    return sdpa_flop_count(query, key, value)
-
-
-def _backward(grad, query, key, value, *args, out_shape=None, **more):
-    return sdpa_backward_flop_count(grad, query, key, value)
-
-
-ATTENTION = {
-    op: formula
-    for op, formula in (
-        (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, _forward),
-        (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward, _backward),
-    )
-    if op not in flop_registry
-}
-"""PyTorch counts attention on CPUs from 2.15 on; before, by its own formulas of other kernels."""
-
-
 def counted(run):
     """Operations that PyTorch counts while ``run`` runs."""
-    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+    with flop_counter() as counter:
         run()
     return counter.get_total_flops()
 

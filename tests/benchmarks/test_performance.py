@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from attention_flops import flop_counter
 
 from benchmarks import scaling
 from benchmarks.performance import DENSE, stages, together
 from benchmarks.performance_page import written
 from benchmarks.scaling_picture import curves
-from benchmarks.true_shape import at_limits
+from benchmarks.true_shape import at_limits, where_time_goes
 from safelens.bench.systems import clip_of
 from safelens.cascade import SafeLens
 
@@ -62,6 +62,7 @@ def test_the_page_says_what_was_found(grown):
         "unsure": 2,
         "systems": {
             "ours": {
+                "videos": 6,
                 "videos_per_second": spread,
                 "tokens_per_video": 7.0,
                 "stage_seconds_per_video": {"screen": 1.5},
@@ -70,12 +71,19 @@ def test_the_page_says_what_was_found(grown):
         "ratio": {"ours_over_naive": spread},
         "limits": {"flops_per_s": 1e11, "bytes_per_s": 1e10},
         "share_of_limit": {"screen": {"share_of_limit": 0.5, "bound": "products"}},
+        "agreement": {
+            "clips": 4,
+            "dtype": "bfloat16",
+            "screen": {"same_label": 4, "largest_difference": 0.015, "of_states": 0.012},
+            "deliberate": {"same_flags": 4, "same_text": 3, "largest_difference": 0.02},
+        },
     }
     faster = {"torchcodec": {"median": 12.0}, "pyav_seek": {"median": 2.0}}
     one = {"times_faster_than": faster, "median_s": 0.1, "largest_error_s": 4.0}
     files = {DENSE: {"systems": {"exact": one, "keyframes": one}}}
     least = {"naive": 9.0, "ours": 4.5, "s1": 2.0, "ours_over_naive": 2.0}
     bounds = {"at_limits": least, "hundred_categories_over_six": 1.375}
+    bounds["shares_of_time"] = {"screen": {"products": 0.625, "attention": 0.375}}
     found = {"true_shape": bench, "tiny": bench, "decoding": {"files": files}, "scaling": grown}
     found["bounds"] = bounds
     report = together(json.loads(json.dumps(found)))
@@ -86,6 +94,7 @@ def test_the_page_says_what_was_found(grown):
     assert "13 videos in one run" in page
     assert "screen: 50% of the limit by products" in page
     assert "9.0 s naive and 4.5 s ours (S1 alone 2.0 s), a ratio of 2.00" in page
+    assert "| screen | 62% | 38% |" in page
     assert "takes 1.38 times what it takes under 6" in page
 
 
@@ -100,7 +109,7 @@ def test_bounds_follow_from_what_is_counted(bundle_dir, videos):
         bench["limits"] = {"flops_per_s": float("inf"), "bytes_per_s": 1e9}
         reading = at_limits(lens, clip, bench)
         vlm = lens.screener.vlm
-        with FlopCounterMode(display=False) as counted, torch.inference_mode():
+        with flop_counter() as counted, torch.inference_mode():
             vlm.prefill_text(lens.screener.parts.head)
     by_kind = {"attention": 0, "linear": 0}
     for kind, flops in counted.get_flop_counts()["Global"].items():
@@ -109,6 +118,17 @@ def test_bounds_follow_from_what_is_counted(bundle_dir, videos):
     assert products["naive"] - products["s1"] == pytest.approx(policy / 1e9, rel=0.01)
     assert products["ours"] == 0.5
     assert reading["ours_over_naive"] == pytest.approx(100 / (60 / 3))
+
+
+def test_shares_of_time_are_of_all_of_it(bundle_dir, videos):
+    with SafeLens.load(bundle_dir, device="cpu") as lens:
+        lens.deliberator.guess = False
+        found = where_time_goes(lens, clip_of(lens, videos[0]))
+    assert set(found) == {"screen", "caption", "deliberate"}
+    for shares in found.values():
+        assert sum(shares.values()) == pytest.approx(1)
+        assert 0 < shares["products"] < 1
+        assert 0 < shares["other"] < 1
 
 
 def test_measurements_differ_by_machine():

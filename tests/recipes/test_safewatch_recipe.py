@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from torch.utils.flop_counter import FlopCounterMode
+from attention_flops import flop_counter
 from typer.testing import CliRunner
 
 from recipes.safewatch.algorithm import algorithm, shown
@@ -209,7 +209,7 @@ def test_influence_costs_what_is_counted(vlm, policy):
 
     turns, example, n = small_sequence(vlm, policy)
     collector = GradientCollector(vlm, turns.layout.head)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         collector([example]).weights()
     text = vlm.model.config.text_config
     extra = (text.num_hidden_layers - 1) * unseen(text, n.screening, n.head)
@@ -248,7 +248,7 @@ def test_a_caption_costs_what_is_counted(captioner_dir):
 
     eyes = Captioner.load(captioner_dir, max_new_tokens=12)
     frame = np.zeros((1, 128, 128, 3), np.uint8)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         eyes.caption(frame)
     one = captioner_flops(eyes.model.config, 12)
     assert one == pytest.approx(counter.get_total_flops(), rel=0.15)
