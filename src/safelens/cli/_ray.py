@@ -91,6 +91,37 @@ Shards = Annotated[
         "--shards", help="With --engine ray: form of full shards in --out.", show_default="jsonl"
     ),
 ]
+
+
+class MapEngine(StrEnum):
+    """Where a curating command's model runs."""
+
+    local = "local"
+    ray = "ray"
+
+
+MapEngineOption = Annotated[
+    MapEngine,
+    typer.Option(
+        "--engine",
+        help="Where the model runs. local: here. ray: in several processes on a cluster; paths must lead to the same "
+        "files on all its machines.",
+    ),
+]
+Actors = Annotated[
+    int | None,
+    typer.Option("--actors", min=1, help="With --engine ray: processes.", show_default="1"),
+]
+ActorCpus = Annotated[
+    float | None,
+    typer.Option("--actor-cpus", min=0.0, help="CPUs of each, and its threads.", show_default="1"),
+]
+ActorGpus = Annotated[
+    float | None,
+    typer.Option(
+        "--actor-gpus", min=0.0, help="GPUs of each.", show_default="0.5 where there is one"
+    ),
+]
 RAY_OPTIONS = (
     *("ray_address", "screen_actors", "screen_cpus", "screen_gpus"),
     *("deliberate_actors", "deliberate_cpus", "deliberate_gpus", "shards"),
@@ -250,6 +281,23 @@ def _system(given: Mapping[str, Any], remote: Remote | None) -> tuple[System, st
 def pools(given: Mapping[str, Any]) -> tuple[Pool, Pool]:
     """S1's processes and S2's, as the options have them. Raises UsageError."""
     return _pool(given, "screen"), _pool(given, "deliberate")
+
+
+def map_pool(engine: MapEngine, **given: Any) -> Pool | None:
+    """The processes of a curating command; None where it works here. Ends the command where options do not fit."""
+    if engine is MapEngine.local:
+        wrong = next((name for name, value in given.items() if value is not None), None)
+        if wrong is not None:
+            fail(f"--{wrong.replace('_', '-')} belongs to --engine ray")
+        return None
+    try:
+        import ray  # noqa: F401
+    except ModuleNotFoundError:
+        fail("--engine ray needs Ray; install it with: pip install 'safelens[ray]'")
+    from safelens.engine.cluster import Pool
+
+    count, cpus = given["actors"] or 1, given["actor_cpus"]
+    return Pool(count, count, cpus=1.0 if cpus is None else cpus, gpus=given["actor_gpus"])
 
 
 def _pool(given: Mapping[str, Any], stage: str) -> Pool:

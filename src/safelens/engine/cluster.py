@@ -111,3 +111,9 @@ def explained() -> Iterator[None]:
         while isinstance(cause, ray.exceptions.RayTaskError) and cause.cause is not None:
             cause = cause.cause
         raise EngineError(f"{type(cause).__name__}: {cause}") from error
+
+
+def last_line(text: str) -> str:
+    """Of what Ray says, the part that says why: behind the traceback of another process."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "no reason was given"

@@ -21,13 +21,15 @@ from typing import Any
 
 from safelens.arrivals import Arrivals
 from safelens.cascade import Moderation
-from safelens.engine.cluster import EngineError, Pool, placed
+from safelens.engine.cluster import EngineError, Pool, last_line, placed
 from safelens.engine.system import System
 from safelens.outcome import Decoded
 from safelens.pipeline import BATCH, UNDER_WAY, Case, Pipeline, Unsure
 from safelens.verdict import Stage, Verdict
 
 _UPSCALE_S, _DOWNSCALE_S = 10.0, 300.0
+_GRACE_S = 120.0
+"""So long a replica that is no longer needed may take for the videos that it has."""
 _CONSTRUCTIONS = 3
 """So often a replica may fail to load before the application counts as unusable."""
 
@@ -177,7 +179,7 @@ class Online:
             if app is not None and app.status == "DEPLOY_FAILED":
                 reasons = [d.message for d in app.deployments.values() if d.message]
                 delete(lambda name: name == self.name)
-                raise EngineError(_last_line("\n".join(reasons) or app.message))
+                raise EngineError(last_line("\n".join(reasons) or app.message))
         if not all(app is not None and app.status == "RUNNING" for app in found):
             return False
         self._handles = {stage: serve.get_app_handle(self._app(stage)) for stage in self._pools}
@@ -204,7 +206,7 @@ class Online:
         except RayServeException as error:
             raise NotServed(str(error)) from error
         except RayError as error:
-            raise VideoLost(_last_line(str(error))) from error
+            raise VideoLost(last_line(str(error))) from error
         return Moderation(verdict, found.video.clip)
 
     async def moderate_alone(self, path: str) -> Moderation:
@@ -220,7 +222,7 @@ class Online:
         try:
             return await run.remote(self._system, path)
         except ray.exceptions.RayError as error:
-            raise VideoLost(_last_line(str(error))) from error
+            raise VideoLost(last_line(str(error))) from error
 
     def _app(self, stage: Stage) -> str:
         return f"{self.name}-{stage}"
@@ -234,6 +236,7 @@ class Online:
             ray_actor_options={"num_cpus": pool.cpus, "num_gpus": pool.gpus},
             max_ongoing_requests=UNDER_WAY,
             max_constructor_retry_count=_CONSTRUCTIONS,
+            graceful_shutdown_timeout_s=_GRACE_S,
             autoscaling_config={
                 "min_replicas": pool.least,
                 "initial_replicas": pool.least,
@@ -259,7 +262,7 @@ def start_serve() -> None:
             return
         except Exception as error:  # another process was first, or the cluster is in trouble
             if not again:
-                raise EngineError(f"Ray Serve does not start: {_last_line(str(error))}") from error
+                raise EngineError(f"Ray Serve does not start: {last_line(str(error))}") from error
 
 
 def delete(unwanted: Callable[[str], bool]) -> None:
@@ -275,8 +278,3 @@ def delete(unwanted: Callable[[str], bool]) -> None:
 def _alone(system: System, path: str) -> Moderation:
     with system.load() as lens:
         return lens.moderate(path)
-
-
-def _last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "no reason was given"

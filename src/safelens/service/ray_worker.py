@@ -254,8 +254,12 @@ class RayWorker(Worker):
                     WorkerRow.id != self.owner, WorkerRow.seen_at > time.time() - ALIVE_S
                 )
             )
-        if not others:
+        if others:
+            return
+        try:
             delete(lambda name: name.startswith(self._prefix))
+        except Exception:
+            log.exception("replicas not ended", extra={"worker": self.owner})
 
 
 def _digest(text: str) -> str:
