@@ -283,6 +283,8 @@ def main() -> None:
         "seconds_a_clip": rates,
         "simulator": simulator(folders, middle, args.counts),
     }
+    if args.out.exists() and "nodes" in (there := json.loads(args.out.read_text())):
+        report["nodes"] = there["nodes"]  # of benchmarks.scale_nodes
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=1) + "\n")
     print(args.out.read_text())

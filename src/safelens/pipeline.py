@@ -7,7 +7,8 @@ all videos that it is writing about: so as long as it has room for more, and vid
 Where S2 is on a server, S1 always does.
 
 An engine may run the stages in processes of their own: one pipeline then ends where S2 would begin, and
-another takes `Unsure` videos up in place of paths.
+another takes `Unsure` videos up in place of paths. A pipeline that serves requests takes them from `Arrivals`, and
+gives each back when it is over.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from safelens.arrivals import Arrivals
 from safelens.outcome import Decoded
 from safelens.verdict import Caption, Verdict
 from safelens.video import Clip
@@ -96,7 +98,7 @@ class Pipeline:
 
     Args:
         cascade: decodes, screens, deliberates and decides.
-        videos: taken one by one, as there is room for them.
+        videos: taken one by one, as there is room for them; from `Arrivals` what has come, until that ends.
         deliberate: False ends a video where S2 would begin; it then has `Case.s1` and no verdict.
         known: which of some SHA-256 digests need no verdict.
     """
@@ -104,13 +106,14 @@ class Pipeline:
     def __init__(
         self,
         cascade: SafeLens,
-        videos: Iterable[str | Path | Unsure],
+        videos: Iterable[str | Path | Unsure] | Arrivals[str | Unsure],
         *,
         deliberate: bool = True,
         known: Callable[[list[str]], Collection[str]] | None = None,
     ) -> None:
         self._cascade = cascade
-        self._videos = iter(videos)
+        self._arrivals = videos if isinstance(videos, Arrivals) else None
+        self._videos = iter(() if isinstance(videos, Arrivals) else videos)
         self._known = known
         self._order: deque[Case] = deque()
         self._unread: list[Case] = []
@@ -120,25 +123,51 @@ class Pipeline:
         self._deliberations = cascade.deliberations() if deliberate else None
 
     def run(self) -> Iterator[Case]:
-        """Videos with their verdicts, in order; a slow one holds up those behind it, and none before it."""
+        """Videos with their verdicts, in order; a slow one holds up those behind it, and none before it.
+
+        Those of `Arrivals` in the order in which they are over.
+        """
         readers = ThreadPoolExecutor(
             max_workers=self._cascade.decoders, thread_name_prefix="safelens-decode"
         )
         try:
             while True:
-                room = min(UNDER_WAY - len(self._order), AHEAD - len(self._unread))
-                for video in itertools.islice(self._videos, max(0, room)):
+                for video in self._taken():
                     case = self._case(video, readers)
                     self._order.append(case)
                     self._unread.append(case)
-                if not self._order:
+                if not self._order and (self._arrivals is None or self._arrivals.over):
                     return
-                if self._over(self._order[0]):
-                    yield self._order.popleft()
+                if (ended := self._ended()) is not None:
+                    yield ended
                 elif not self._work():
-                    wait([case.decoding for case in self._unread], return_when=FIRST_COMPLETED)
+                    wait(self._awaited(), return_when=FIRST_COMPLETED)
         finally:
             readers.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def _room(self) -> int:
+        return max(0, min(UNDER_WAY - len(self._order), AHEAD - len(self._unread)))
+
+    def _taken(self) -> Iterable[str | Path | Unsure]:
+        if self._arrivals is not None:
+            return self._arrivals.take(self._room)
+        return itertools.islice(self._videos, self._room)
+
+    def _awaited(self) -> list[Future[Any]]:
+        """What there is to wait for where the models have nothing to do."""
+        found: list[Future[Any]] = [case.decoding for case in self._unread]
+        if self._arrivals is not None and self._room and not self._arrivals.over:
+            found.append(self._arrivals.news)
+        return found
+
+    def _ended(self) -> Case | None:
+        """A video that is over and may be given."""
+        may = itertools.islice(self._order, 1) if self._arrivals is None else self._order
+        found = next((case for case in may if self._over(case)), None)
+        if found is not None:
+            self._order.remove(found)
+        return found
 
     def _case(self, video: str | Path | Unsure, readers: ThreadPoolExecutor) -> Case:
         if not isinstance(video, Unsure):

@@ -81,6 +81,22 @@ def test_captions_are_those_of_the_captioner_frame_by_frame(captioned, world, ca
     assert [c.text for c in found[0].captions] == eyes.caption(clip.frames)
 
 
+def test_captions_on_a_cluster_are_those_of_one_machine(
+    captioned, world, captioner_dir, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.chdir(world[0].parent)
+    out = tmp_path / "c.jsonl"
+    done = run("curate", "captions", world[0].name, "--out", out, "--captioner", captioner_dir,
+               "--max-new-tokens", 4, "--engine", "ray", "--actor-cpus", 0.5)  # fmt: skip
+    assert done.exit_code == 1, done.output
+    assert done.stdout.replace(str(out), "") == captioned[1].stdout.replace(str(captioned[0]), "")
+    found, wanted = read_records(out), read_records(captioned[0])
+    assert [r.captions for r in found] == [r.captions for r in wanted]
+    assert [r.id for r in found] == [r.id for r in wanted]
+    assert all((out.parent / r.video).exists() for r in found)
+
+
 def test_captions_go_on_after_an_interruption_and_a_kill(
     captioned, world, captioner_dir, tmp_path, monkeypatch
 ):
@@ -227,6 +243,7 @@ def test_wrong_use_is_said_before_anything_is_computed(captioned, world, vlm_dir
         ((*scores[:5], "--model", tmp_path / "none", "--folds", 2), "cannot load"),
         ((*captions, "--out", out), "expected a model of type florence2"),
         ((*captions, "--out", data), "is the input"),
+        ((*captions, "--out", out, "--actors", 2), "--actors belongs to --engine ray"),
         ((*captions, "--out", tmp_path), "is a folder"),
     ):
         result = run(*arguments)

@@ -76,7 +76,7 @@ def test_the_versions_are_those_that_are_tested():
     project = (DEPLOY.parent / "pyproject.toml").read_text()
     version = CLUSTER["spec"]["rayVersion"]
     assert JOB["spec"]["rayClusterSpec"]["rayVersion"] == version
-    assert f'"ray[data]>={version.rsplit(".", 1)[0]}' in project
+    assert f'"ray[data,serve]>={version.rsplit(".", 1)[0]}' in project
 
 
 def test_the_slurm_script_parses_and_its_command_is_one_of_ours():

@@ -1,5 +1,6 @@
 """A real cluster of this machine, its processes killed: every video one verdict, the local engine's."""
 
+import asyncio
 import os
 import re
 import signal
@@ -9,20 +10,22 @@ import sys
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 
 import hurt_system
 import pytest
 import ray.cloudpickle
 import torch
+from processes import processes
 from test_verdicts import lines
 from typer.testing import CliRunner
 from verdict_of import same
 
 from safelens.cascade import SafeLens
 from safelens.cli import app
+from safelens.engine.cluster import Pool, connected
 from safelens.engine.manifest import Entry, read_manifest
-from safelens.engine.ray_engine import Pool, RayEngine, connected
+from safelens.engine.online import Online, VideoLost
+from safelens.engine.ray_engine import RayEngine
 from safelens.engine.verdicts import read_verdicts
 
 # Each killed process imports its models anew, some eight times in all; beside other tests that takes its time.
@@ -67,26 +70,6 @@ def local(bundle, videos, folder):
         return tau, {
             m.verdict.video: m.verdict for m in lens.moderate_many(e.video for e in entries)
         }
-
-
-def processes(of, title):
-    """Ids of another process's descendants, by what they call themselves."""
-    parents, titles = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text()
-                titles[int(entry.name)] = (entry / "cmdline").read_text().strip("\0")
-            except OSError:
-                continue
-            parents[int(entry.name)] = int(stat.rsplit(")", 1)[1].split()[1])
-
-    def below(pid):
-        while pid in parents and pid != of:
-            pid = parents[pid]
-        return pid == of
-
-    return [pid for pid, name in titles.items() if title in name and below(pid)]
 
 
 def wait_for(found, seconds=240):
@@ -134,6 +117,12 @@ def test_killed_processes_and_a_poisoned_video(bundle, folder, local, tmp_path):
         result = engine.run(engine.missing(entries))
         killer.join(timeout=60)
         engine.close()
+        online = Online("nothing", system, POOL, POOL)
+        with pytest.raises(VideoLost):
+            asyncio.run(online.moderate_alone(str(poison)))
+        alone = asyncio.run(online.moderate_alone(str(folder / "0.mp4")))
+    assert same(alone.verdict, wanted[alone.verdict.video])
+    assert len(alone.clip.frames) > 1
     assert killed == [("ScreenStage", 1), ("Ledger", 1), ("DeliberateStage", 1)]
     assert result.missing == 0
     found = check(out, wanted)

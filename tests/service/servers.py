@@ -105,12 +105,12 @@ def serving(settings):
 
 
 @contextmanager
-def started(data, **environment):
+def started(data, *options, **environment):
     """`safelens serve` as a user starts it, when it is ready: its address, the admin's key, its log."""
     log = data / "log"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "safelens", "serve", "--port", "0", "--data", str(data)],
+            [sys.executable, "-m", "safelens", "serve", "--port", "0", "--data", data, *options],
             env=os.environ | environment,
             stderr=out,
         )

@@ -7,6 +7,7 @@ of `safelens.curate.captions` and `safelens.curate.crossfit`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,9 +33,17 @@ from safelens.cli._options import (
     encoding_of,
     fail,
 )
+from safelens.cli._ray import (
+    ActorCpus,
+    ActorGpus,
+    Actors,
+    Address,
+    MapEngine,
+    MapEngineOption,
+    map_pool,
+)
 
 if TYPE_CHECKING:
-    from safelens.captioner import Captioner
     from safelens.curate.crossfit import ProbeScores
     from safelens.data.records import Record
     from safelens.line_log import LineLog
@@ -57,6 +66,11 @@ def captions(
     replace: Annotated[
         bool, typer.Option("--replace", help="Caption anew what has captions already.")
     ] = False,
+    engine: MapEngineOption = MapEngine.local,
+    ray_address: Address = None,
+    actors: Actors = None,
+    actor_cpus: ActorCpus = None,
+    actor_gpus: ActorGpus = None,
 ) -> None:
     """Caption every sampled frame of every record (Algorithm 1, line 14).
 
@@ -65,16 +79,27 @@ def captions(
     the same command again to go on.
     """
     from safelens.bundle import ClipSettings
-    from safelens.captioner import Captioner, CaptionerError
+    from safelens.captioner import CaptionerError
     from safelens.cli._inputs import read_data, warn_left_out
+    from safelens.curate.captions import CaptionWork, local_captions, ray_captions
+    from safelens.engine.cluster import EngineError
     from safelens.line_log import LineLog, LogError, claim
     from safelens.vlm_loading import files_digest
 
+    pool = map_pool(
+        engine,
+        ray_address=ray_address,
+        actors=actors,
+        actor_cpus=actor_cpus,
+        actor_gpus=actor_gpus,
+    )
     _check_out(out, data)
     read, _ = read_data(data, videos_root, policy)
     warn_left_out(read.left_out)
+    place = str(Path(captioner).absolute()) if Path(captioner).is_dir() else captioner
+    work = CaptionWork(place, max_new_tokens, ClipSettings(), batch, replace)
     try:
-        eyes = Captioner.load(captioner, max_new_tokens=max_new_tokens)
+        run = local_captions(work) if pool is None else ray_captions(work, pool, ray_address)
     except CaptionerError as error:
         fail(str(error))
     settings = {
@@ -95,8 +120,8 @@ def captions(
         typer.echo(f"{len(read.records) - len(todo)} records are in {out} already", err=True)
     kept = 0 if replace else sum(bool(record.captions) for record in todo)
     try:
-        lost = _write_captions(log, out, todo, eyes, batch, replace)
-    except LogError as error:
+        lost = _write_captions(log, out, todo, run)
+    except (LogError, EngineError) as error:
         fail(str(error), FAILED)
     except KeyboardInterrupt:
         fail("stopped; what is written is whole: give the same command again", INTERRUPTED)
@@ -111,21 +136,21 @@ def captions(
 
 
 def _write_captions(
-    log: LineLog, out: Path, records: list[Record], eyes: Captioner, batch: int, replace: bool
+    log: LineLog,
+    out: Path,
+    records: list[Record],
+    run: Callable[[list[Record]], Iterator[tuple[Record, str | None]]],
 ) -> int:
     """Append each record as it is captioned; how many were left out."""
-    from safelens.cli._inputs import video_reader
     from safelens.cli._interrupt import Interrupt
     from safelens.cli._progress import progress
-    from safelens.curate.captions import captioned
 
     lost = 0
     with (
-        video_reader() as reader,
         Interrupt() as interrupt,
         progress("captions", len(records)) as bar,
     ):
-        for record, reason in captioned(records, reader, eyes, batch=batch, replace=replace):
+        for record, reason in run(records):
             if reason is None:
                 log.add(record.beside(out).to_json())
             else:

@@ -18,8 +18,9 @@ from safelens.cli._paths import UsageError, expand
 from safelens.cli._progress import progress
 
 if TYPE_CHECKING:
+    from safelens.engine.cluster import Pool
     from safelens.engine.manifest import Entry
-    from safelens.engine.ray_engine import Pool, RayEngine, Result
+    from safelens.engine.ray_engine import RayEngine, Result
     from safelens.engine.system import System
     from safelens.remote_deliberate import Remote
 
@@ -90,7 +91,38 @@ Shards = Annotated[
         "--shards", help="With --engine ray: form of full shards in --out.", show_default="jsonl"
     ),
 ]
-_OPTIONS = (
+
+
+class MapEngine(StrEnum):
+    """Where a curating command's model runs."""
+
+    local = "local"
+    ray = "ray"
+
+
+MapEngineOption = Annotated[
+    MapEngine,
+    typer.Option(
+        "--engine",
+        help="Where the model runs. local: here. ray: in several processes on a cluster; paths must lead to the same "
+        "files on all its machines.",
+    ),
+]
+Actors = Annotated[
+    int | None,
+    typer.Option("--actors", min=1, help="With --engine ray: processes.", show_default="1"),
+]
+ActorCpus = Annotated[
+    float | None,
+    typer.Option("--actor-cpus", min=0.0, help="CPUs of each, and its threads.", show_default="1"),
+]
+ActorGpus = Annotated[
+    float | None,
+    typer.Option(
+        "--actor-gpus", min=0.0, help="GPUs of each.", show_default="0.5 where there is one"
+    ),
+]
+RAY_OPTIONS = (
     *("ray_address", "screen_actors", "screen_cpus", "screen_gpus"),
     *("deliberate_actors", "deliberate_cpus", "deliberate_gpus", "shards"),
 )
@@ -104,7 +136,7 @@ _LOCAL = {
 def check_ray_options(given: Mapping[str, Any], *, ray: bool) -> None:
     """Raises UsageError where options do not go with the engine."""
     if not ray:
-        for name in _OPTIONS:
+        for name in RAY_OPTIONS:
             if given[name] is not None:
                 raise UsageError(f"--{name.replace('_', '-')} belongs to --engine ray")
         return
@@ -130,19 +162,20 @@ def moderate_on_ray(given: Mapping[str, Any], remote: Remote | None) -> int:
         raise UsageError(
             "--engine ray needs Ray; install it with: pip install 'safelens[ray]'"
         ) from None
-    from safelens.engine.ray_engine import EngineError, RayEngine, connected
+    from safelens.engine.cluster import EngineError, connected
+    from safelens.engine.ray_engine import RayEngine
 
     entries = read_inputs(given["paths"], null=given["null"], leave_out=given["out"])
     system, knows = _system(given, remote)
-    screen, deliberate = (_pool(given, stage) for stage in ("screen", "deliberate"))
+    screen, deliberate = pools(given)
     began = time.perf_counter()
     try:
         with connected(given["ray_address"], (screen, deliberate)):
             engine = RayEngine(
                 system,
                 given["out"],
-                screen=_on_gpus(screen, given["screen_gpus"]),
-                deliberate=_on_gpus(deliberate, given["deliberate_gpus"]),
+                screen=screen,
+                deliberate=deliberate,
                 form="parquet" if given["shards"] is ShardsName.parquet else "jsonl",
                 retry=given["resume"],
             )
@@ -245,8 +278,30 @@ def _system(given: Mapping[str, Any], remote: Remote | None) -> tuple[System, st
     return System(given["model"], zero_shot=True, options=options), knows
 
 
+def pools(given: Mapping[str, Any]) -> tuple[Pool, Pool]:
+    """S1's processes and S2's, as the options have them. Raises UsageError."""
+    return _pool(given, "screen"), _pool(given, "deliberate")
+
+
+def map_pool(engine: MapEngine, **given: Any) -> Pool | None:
+    """The processes of a curating command; None where it works here. Ends the command where options do not fit."""
+    if engine is MapEngine.local:
+        wrong = next((name for name, value in given.items() if value is not None), None)
+        if wrong is not None:
+            fail(f"--{wrong.replace('_', '-')} belongs to --engine ray")
+        return None
+    try:
+        import ray  # noqa: F401
+    except ModuleNotFoundError:
+        fail("--engine ray needs Ray; install it with: pip install 'safelens[ray]'")
+    from safelens.engine.cluster import Pool
+
+    count, cpus = given["actors"] or 1, given["actor_cpus"]
+    return Pool(count, count, cpus=1.0 if cpus is None else cpus, gpus=given["actor_gpus"])
+
+
 def _pool(given: Mapping[str, Any], stage: str) -> Pool:
-    from safelens.engine.ray_engine import Pool
+    from safelens.engine.cluster import Pool
 
     text = given[f"{stage}_actors"] or "1"
     least, _, most = text.partition(":")
@@ -257,14 +312,4 @@ def _pool(given: Mapping[str, Any], stage: str) -> Pool:
     if not 1 <= bounds[0] <= bounds[1]:
         raise UsageError(f"--{stage}-actors {text}: expected a number such as 4, or 1:8")
     cpus = given[f"{stage}_cpus"]
-    return Pool(*bounds, cpus=1.0 if cpus is None else cpus, gpus=given[f"{stage}_gpus"] or 0.0)
-
-
-def _on_gpus(pool: Pool, asked: float | None) -> Pool:
-    """Half a GPU each, where the cluster has one and nothing was said."""
-    from dataclasses import replace
-
-    import ray
-
-    there = ray.cluster_resources().get("GPU", 0.0) > 0
-    return replace(pool, gpus=0.5) if asked is None and there else pool
+    return Pool(*bounds, cpus=1.0 if cpus is None else cpus, gpus=given[f"{stage}_gpus"])

@@ -6,13 +6,35 @@ Knows its arguments. The service is `safelens.service`; its operators' page is d
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from safelens.cli._options import FAILED, fail
+from safelens.cli._paths import UsageError
+from safelens.cli._ray import (
+    RAY_OPTIONS,
+    Address,
+    DeliberateActors,
+    DeliberateCpus,
+    DeliberateGpus,
+    ScreenActors,
+    ScreenCpus,
+    ScreenGpus,
+    pools,
+)
 from safelens.cli._service import needs_service
+
+
+class ServeEngine(StrEnum):
+    """Where the stages run."""
+
+    local = "local"
+    ray = "ray"
+
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -46,6 +68,21 @@ def serve(
         float | None,
         typer.Option(min=0.0, max=1.01, help="With --bundle.", show_default="the bundle's"),
     ] = None,
+    engine: Annotated[
+        ServeEngine,
+        typer.Option(
+            "--engine",
+            help="Where S1 and S2 run. local: in the workers. ray: on a cluster, in replicas of their own, each as "
+            "many as its queue needs; a worker then hands them videos.",
+        ),
+    ] = ServeEngine.local,
+    ray_address: Address = None,
+    screen_actors: ScreenActors = None,
+    screen_cpus: ScreenCpus = None,
+    screen_gpus: ScreenGpus = None,
+    deliberate_actors: DeliberateActors = None,
+    deliberate_cpus: DeliberateCpus = None,
+    deliberate_gpus: DeliberateGpus = None,
     fetch_host: Annotated[
         list[str] | None,
         typer.Option(
@@ -66,6 +103,7 @@ def serve(
         fail("--policy and --tau go with --bundle")
     if not web and not workers:
         fail("--no-web --workers 0 leaves nothing to run")
+    on_ray = _on_ray(locals(), workers)
     with needs_service():
         from pydantic import ValidationError
         from sqlalchemy.exc import SQLAlchemyError
@@ -78,9 +116,9 @@ def serve(
         from safelens.service.start import prepare
         from safelens.service.supervise import Supervisor
     chosen = {"data": data, "fetch_hosts": fetch_host, "callback_hosts": callback_host}
-    given = {name: value for name, value in chosen.items() if value}
+    given = {name: value for name, value in chosen.items() if value} | on_ray
     try:
-        settings = Settings(**given)  # type: ignore[arg-type]
+        settings = Settings(**given)
         key_file = prepare(settings, bundle=bundle, policy=policy, tau=tau)
     except (ValidationError, BundleError, PolicyError, Problem) as error:
         fail(str(error))
@@ -93,6 +131,33 @@ def serve(
         typer.echo(f"listening on http://{host}:{listen.getsockname()[1]}", err=True)
     logs.set_up()
     Supervisor(settings, listen, workers).run()
+
+
+def _on_ray(given: Mapping[str, Any], workers: int) -> dict[str, Any]:
+    """The cluster's part of the settings."""
+    names = [name for name in RAY_OPTIONS if name in given]
+    if given["engine"] is ServeEngine.local:
+        wrong = next((name for name in names if given[name] is not None), None)
+        if wrong is not None:
+            fail(f"--{wrong.replace('_', '-')} belongs to --engine ray")
+        return {}
+    with needs_service("service,ray"):
+        import ray.serve  # noqa: F401
+    from safelens.engine.cluster import has_address
+
+    address = given["ray_address"]
+    if workers > 1 and not has_address(address):
+        fail("each worker would start a cluster of its own; name one with --ray-address")
+    try:
+        screen, deliberate = pools(given)
+    except UsageError as error:
+        fail(str(error))
+    return {
+        "engine": "ray",
+        "ray_address": address or "",
+        "screen": screen,
+        "deliberate": deliberate,
+    }
 
 
 def _listen(host: str, port: int) -> socket.socket:

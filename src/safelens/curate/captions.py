@@ -1,18 +1,25 @@
 """Captions for records, one per sampled frame (Algorithm 1, line 14; section 4.2).
 
 Knows records, clips and a captioner. Knows nothing of files: what is written, and how an interrupted
-run goes on, is the caller's.
+run goes on, is the caller's. Where the work runs, here or on a cluster, makes no other difference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
 
+from safelens.bundle import ClipSettings
 from safelens.captioner import Captioner
 from safelens.data.records import Record
+from safelens.engine.cluster import Pool, connected
 from safelens.train.clips import ClipReader, clips_ahead
-from safelens.video import Clip
+from safelens.video import Clip, ClipOptions, VideoReader
+
+BLOCK = 16
+"""Records that a process on a cluster is given at a time."""
 
 
 def captioned(
@@ -55,6 +62,66 @@ def captioned(
             else:
                 yield record, clip.message if clip is not None else None
         yield from _described(waiting, captioner, batch)
+
+
+@dataclass(frozen=True)
+class CaptionWork:
+    """`captioned` as an engine runs it, a block of records at a time; see `engine.mapping.Work`.
+
+    Attributes:
+        captioner: hub id or directory, there on every machine.
+        max_new_tokens: of a caption.
+        clip: how frames are sampled.
+        batch: as of `captioned`.
+        replace: as of `captioned`.
+    """
+
+    captioner: str
+    max_new_tokens: int
+    clip: ClipSettings
+    batch: int
+    replace: bool
+
+    def load(self) -> Callable[[Iterable[Record]], list[tuple[Record, str | None]]]:
+        """Raises CaptionerError."""
+        run = local_captions(self)
+        return lambda records: list(run(records))
+
+
+Captioning = Callable[[Iterable[Record]], Iterator[tuple[Record, str | None]]]
+"""`captioned`, with all but the records given."""
+
+
+def local_captions(work: CaptionWork) -> Captioning:
+    """The work in this process. Raises CaptionerError."""
+    captioner = Captioner.load(work.captioner, max_new_tokens=work.max_new_tokens)
+
+    reader = VideoReader(ClipOptions(**work.clip.model_dump()))  # ends with this process
+
+    def run(records: Iterable[Record]) -> Iterator[tuple[Record, str | None]]:
+        return captioned(records, reader, captioner, batch=work.batch, replace=work.replace)
+
+    return run
+
+
+def ray_captions(work: CaptionWork, pool: Pool, address: str | None) -> Captioning:
+    """The work on a cluster; running it raises EngineError."""
+    from safelens.engine.mapping import Died, mapped
+
+    def run(records: Iterable[Record]) -> Iterator[tuple[Record, str | None]]:
+        every = list(records)
+        # Actors have folders of their own to be relative to.
+        sent = [r.model_copy(update={"video": str(Path(r.video).absolute())}) for r in every]
+        with connected(address, [pool]):
+            found = mapped(work, sent, pool, block=BLOCK)
+            for record, (_, result) in zip(every, found, strict=True):
+                if isinstance(result, Died):
+                    yield record, f"each process that captioned it died ({result})"
+                    continue
+                described, reason = result
+                yield record.model_copy(update={"captions": described.captions}), reason
+
+    return run
 
 
 def _fits(waiting: Sequence[tuple[Record, Clip]], clip: Clip, batch: int) -> bool:

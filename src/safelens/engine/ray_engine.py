@@ -9,48 +9,24 @@ Verdicts never travel through Ray's datasets, whose blocks may be computed twice
 from __future__ import annotations
 
 import math
-import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safelens.engine.cluster import Pool, explained, placed
 from safelens.engine.ledger import Begun, Found, Ledger
 from safelens.engine.manifest import Entry
 from safelens.engine.system import System
 from safelens.engine.verdicts import Form
 from safelens.verdict import Stage
 
-OBJECT_STORE_BYTES = 512 << 20
-"""Ray's object store where this process starts the cluster: unsure videos' frames between the stages."""
 _BLOCK = 64
 _MOST_BLOCKS = 20_000
 _ASK = 10_000
 _UNSURE_BATCH = 16
 _LOOK_S = 0.5
-
-
-class EngineError(Exception):
-    """The run cannot go on; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Actors of one stage.
-
-    Attributes:
-        least: how many there are at least.
-        most: how many there may be, as the stage's queue grows.
-        cpus: of each; also its number of threads.
-        gpus: of each, such as 0.5.
-    """
-
-    least: int = 1
-    most: int = 1
-    cpus: float = 1.0
-    gpus: float = 0.0
 
 
 class _Client:
@@ -130,18 +106,18 @@ class RayEngine:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self._system = system
-        self._pools = screen, deliberate
+        self._pools = placed(screen), placed(deliberate)
         here = ray.get_runtime_context().get_node_id()
         # Restarted after a kill, it reads its folder again; a call that it did not answer is made again.
         actor: Any = ray.remote(Ledger)
-        placed = actor.options(
+        pinned = actor.options(
             num_cpus=0,
             max_restarts=-1,
             max_task_retries=-1,
             scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
         )
-        self._ledger = placed.remote(out.absolute(), form=form)
-        with _explained():
+        self._ledger = pinned.remote(out.absolute(), form=form)
+        with explained():
             if retry:
                 ray.get(self._ledger.forget_failed.remote())
             ray.get(self._ledger.outcomes.remote())
@@ -151,7 +127,7 @@ class RayEngine:
         import ray
 
         parts = [list(entries[i : i + _ASK]) for i in range(0, len(entries), _ASK)]
-        with _explained():
+        with explained():
             return [Entry(*e) for part in parts for e in ray.get(self._ledger.missing.remote(part))]
 
     def run(
@@ -182,13 +158,13 @@ class RayEngine:
         watch = threading.Thread(target=look, daemon=True, name="safelens-progress")
         watch.start()
         try:
-            with _explained():
+            with explained():
                 for _ in self._dataset(entries).iter_batches(batch_size=None):
                     pass
         finally:
             over.set()
             watch.join()
-        with _explained():
+        with explained():
             outcomes = ray.get(self._ledger.outcomes.remote())
         return Result(outcomes, len(self.missing(entries)))
 
@@ -196,14 +172,19 @@ class RayEngine:
         """Finish the files."""
         import ray
 
-        with _explained():
+        with explained():
             ray.get(self._ledger.close.remote())
         ray.kill(self._ledger)
 
     def _dataset(self, entries: Sequence[Entry]) -> Any:
+        import logging
+
         import ray
 
         from safelens.engine.stages import DeliberateStage, ScreenStage, table_of
+
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
 
         screen, deliberate = self._pools
         rows = max(
@@ -214,17 +195,17 @@ class RayEngine:
         made = (self._system, _Client(self._ledger))
         found: Any = ray.data.from_arrow(blocks)
         found = found.map_batches(
-            ScreenStage, batch_size=None, fn_constructor_args=made, **_placed(screen)
+            ScreenStage, batch_size=None, fn_constructor_args=made, **_options(screen)
         )
         return found.map_batches(
             DeliberateStage,
             batch_size=_UNSURE_BATCH,
             fn_constructor_args=made,
-            **_placed(deliberate),
+            **_options(deliberate),
         )
 
 
-def _placed(pool: Pool) -> dict[str, Any]:
+def _options(pool: Pool) -> dict[str, Any]:
     from ray.data import ActorPoolStrategy
 
     return {
@@ -236,69 +217,3 @@ def _placed(pool: Pool) -> dict[str, Any]:
         "num_cpus": pool.cpus,
         "num_gpus": pool.gpus,
     }
-
-
-@contextmanager
-def connected(address: str | None, pools: Sequence[Pool]) -> Iterator[None]:
-    """A cluster, as long as the block runs: at an address, or started here.
-
-    Args:
-        address: of a cluster; by default RAY_ADDRESS, and without that one is started here.
-        pools: what will be asked of it.
-
-    Raises:
-        EngineError: it cannot be reached, or can never hold the pools.
-    """
-    import logging
-
-    import ray
-    from ray.data import DataContext
-
-    cpus = sum(pool.least * pool.cpus for pool in pools)
-    gpus = sum(pool.least * pool.gpus for pool in pools)
-    own = address is None and "RAY_ADDRESS" not in os.environ
-    started: dict[str, Any] = {"address": address}
-    if own:
-        # Ray would have its workers yield to all else on the machine, which here is what the local engine does not do.
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        most = sum(pool.most * pool.cpus for pool in pools)
-        started = {
-            "address": "local",
-            "num_cpus": math.ceil(max(most, os.cpu_count() or 1)),
-            "object_store_memory": OBJECT_STORE_BYTES,
-            "include_dashboard": False,
-        }
-    try:
-        ray.init(
-            **started, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise EngineError(f"Ray at {address or 'this machine'}: {error}") from error
-    try:
-        there = ray.cluster_resources()
-        for name, wanted in (("CPU", cpus), ("GPU", gpus)):
-            if wanted > there.get(name, 0.0) and own:
-                raise EngineError(
-                    f"the actors ask for {wanted:g} {name}s, and there are {there.get(name, 0.0):g}; "
-                    "ask for fewer actors or less for each"
-                )
-        context = DataContext.get_current()
-        context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """What Ray raises, as the reason that the user can act on."""
-    import ray
-
-    try:
-        yield
-    except ray.exceptions.RayError as error:
-        cause: BaseException = error
-        while isinstance(cause, ray.exceptions.RayTaskError) and cause.cause is not None:
-            cause = cause.cause
-        raise EngineError(f"{type(cause).__name__}: {cause}") from error

@@ -148,20 +148,7 @@ class Deployments:
         """
         if bundle.source is not None:
             return bundle.source
-        home = self._folder / bundle.sha256
-        if not home.exists():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with (
-                tempfile.TemporaryDirectory(dir=self._folder, prefix=".new-") as place,
-                self._media.local(f"bundles/{bundle.sha256}") as archive,
-            ):
-                folder = _unpack(archive, Path(place))
-                try:
-                    folder.rename(home)
-                except OSError:
-                    if not home.exists():  # another process was first
-                        raise
-        return str(home)
+        return unpacked(bundle.sha256, self._media, self._folder)
 
     def _find(self, bundle: str, policy: str | None) -> tuple[BundleVersion, PolicyVersion]:
         with self._database.reading() as session:
@@ -199,6 +186,24 @@ class Deployments:
             session.add(row)
             record(session, actor, "bundle.add", row.sha256, name=row.name, version=row.version)
             return row
+
+
+def unpacked(sha256: str, media: MediaStore, folder: Path) -> str:
+    """An uploaded bundle as a folder of this machine; it is unpacked into `folder` first, once. Raises OSError."""
+    home = folder / sha256
+    if not home.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as place,
+            media.local(f"bundles/{sha256}") as archive,
+        ):
+            found = _unpack(archive, Path(place))
+            try:
+                found.rename(home)
+            except OSError:
+                if not home.exists():  # another process was first
+                    raise
+    return str(home)
 
 
 def _add_policy(session: Session, policy: Policy, actor: str) -> PolicyVersion:

@@ -50,13 +50,12 @@ class Bells:
         """There is a job."""
         self._send(0, b"job")
 
-    def wait_work(self, seconds: float) -> None:
-        """Until there is a job, or the time is over."""
-        if not self._sockets:
-            select.select([], [], [], seconds)
-            return
-        select.select([self._sockets[1]], [], [], seconds)
-        self._receive(1)
+    def wait_work(self, seconds: float, *others: socket.socket) -> None:
+        """Until there is a job, or another socket can be read, or the time is over."""
+        bell = self._sockets[1:2]
+        select.select([*bell, *others], [], [], seconds)
+        if bell:
+            self._receive(1)
 
     def ring_done(self, job: str) -> None:
         """A job ended."""

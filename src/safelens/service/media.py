@@ -70,6 +70,11 @@ class MediaStore:
         Path(f"{target}.part").write_bytes(data)
         os.replace(f"{target}.part", target)
 
+    def address(self, name: str) -> str:
+        """A path, or an address that `remote_file` reads, where other machines find the file."""
+        target = self._at(name)
+        return target if self._local else self._fs.unstrip_protocol(target)
+
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
         """The file on this machine as long as the block runs. Raises FileNotFoundError, OSError."""

@@ -89,15 +89,16 @@ class Queue:
                 .values(lease_until=time.time() + self._lease_s)
             )
 
-    def release(self, owner: str, *, unharmed: bool) -> None:
-        """Give a process's jobs back: it ended in order (`unharmed`), or it is known to be dead."""
+    def release(self, owner: str, *, unharmed: bool, job: str | None = None) -> None:
+        """Give a process's jobs back, or one of them: it ended in order (`unharmed`), or it is known to be dead."""
         with self._database.writing() as session:
             changes: dict[str, Any] = {"lease_until": 0.0, "lease_owner": None}
             if unharmed:
                 changes |= {"state": "queued", "attempts": Job.attempts - 1}
-            session.execute(
-                update(Job).where(Job.lease_owner == owner, Job.state == "running").values(changes)
-            )
+            held = [Job.lease_owner == owner, Job.state == "running"]
+            if job is not None:
+                held.append(Job.id == job)
+            session.execute(update(Job).where(*held).values(changes))
 
     def finish(self, owner: str, job: str, verdict: Verdict, frames: Frames = NO_FRAMES) -> bool:
         """End a job that this process holds; False, and nothing written, where it does not any more."""

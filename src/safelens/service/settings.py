@@ -7,10 +7,12 @@ also from `DATABASE_URL`; lists and mappings are JSON there.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from safelens.engine.cluster import Pool
 
 DAY_S = 86_400.0
 
@@ -58,6 +60,15 @@ class Settings(BaseSettings):
     retain_days: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Days that videos and frames are kept, by category id of the label, or by outcome: flagged, safe,
     undecided, error. What is not named is kept."""
+
+    engine: Literal["local", "ray"] = "local"
+    """Whether workers run the models, or hand videos to replicas of S1 and S2 on a Ray cluster."""
+    ray_address: str = ""
+    """Of the cluster; by default RAY_ADDRESS, and without that a worker starts one on its machine."""
+    screen: Pool = Pool()
+    """Replicas of S1 there, such as {"least": 1, "most": 4, "cpus": 2, "gpus": 0.25}."""
+    deliberate: Pool = Pool()
+    """Replicas of S2 there."""
 
     @field_validator("fetch_hosts", "callback_hosts", "internal_hosts")
     @classmethod

@@ -34,7 +34,7 @@ from safelens.service.settings import Settings
 from safelens.service.tables import BundleVersion, Deployment, Job, PolicyVersion, WorkerRow
 
 if TYPE_CHECKING:
-    from safelens.cascade import SafeLens
+    from safelens.cascade import Moderation, SafeLens
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Worker:
         try:
             with self._database.reading() as session:
                 first = active(session)
-            self._load(first)
+            self._prepare(first)
             reporter.start()
             log.info("ready", extra={"worker": self.owner, "deployment": first.id})
             while not self._stopping.is_set():
@@ -79,16 +79,15 @@ class Worker:
                 except Exception:
                     # What was taken comes back when its lease is over, here or elsewhere.
                     log.exception("round failed", extra={"worker": self.owner})
-                    self._held = frozenset()
+                    self._forget()
                     self._stopping.wait(1.0)
                     continue
                 if not busy:
-                    self._bells.wait_work(LOOK_S)
+                    self._wait()
         finally:
             self._stopping.set()
             self._queue.release(self.owner, unharmed=True)
-            if self._lens is not None:
-                self._lens.close()
+            self._close()
             with self._database.writing() as session:
                 session.execute(delete(WorkerRow).where(WorkerRow.id == self.owner))
             self._database.close()
@@ -116,15 +115,7 @@ class Worker:
                     lens = self._load(session.get_one(Deployment, jobs[0].deployment_id))
         except Exception as error:
             log.exception("deployment does not load", extra={"deployment": jobs[0].deployment_id})
-            for job in jobs:
-                self._queue.fail(
-                    self.owner,
-                    job.id,
-                    "bundle_unusable",
-                    f"{job.name}: deployment {job.deployment_id} cannot be loaded ({error}); have an admin "
-                    "activate another, and send the video again",
-                )
-                self._bells.ring_done(job.id)
+            self._fail(jobs, error)
             return
         with ExitStack() as stack:
             paths = []
@@ -133,15 +124,48 @@ class Worker:
                 paths.append(str(stack.enter_context(self._media.local(job.media))))
             found = lens.moderate_many(paths)
             for job, path, moderation in zip(jobs, paths, found, strict=True):
-                verdict = named(moderation.verdict, path, job.name)
-                frames = keep_frames(moderation, self._media, job.id)
-                if self._queue.finish(self.owner, job.id, verdict, frames):
-                    metrics.observe(verdict)
-                self._bells.ring_done(job.id)
-                self._held -= {job.id}
+                self._finish(job, path, moderation)
                 if self._stopping.is_set():
                     found.close()  # type: ignore[attr-defined]
                     return
+
+    def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
+        """End jobs whose deployment cannot be loaded."""
+        for job in jobs:
+            self._queue.fail(
+                self.owner,
+                job.id,
+                "bundle_unusable",
+                f"{job.name}: deployment {job.deployment_id} cannot be loaded ({error}); have an admin "
+                "activate another, and send the video again",
+            )
+            self._bells.ring_done(job.id)
+            self._held -= {job.id}
+
+    def _finish(self, job: Job, path: str, moderation: Moderation) -> None:
+        """End a job with its verdict, unless it was lost meanwhile."""
+        verdict = named(moderation.verdict, path, job.name)
+        frames = keep_frames(moderation, self._media, job.id)
+        if self._queue.finish(self.owner, job.id, verdict, frames):
+            metrics.observe(verdict)
+        self._bells.ring_done(job.id)
+        self._held -= {job.id}
+
+    def _forget(self) -> None:
+        """Hold no longer what a round that failed had taken."""
+        self._held = frozenset()
+
+    def _wait(self) -> None:
+        """Until there may be something to do."""
+        self._bells.wait_work(LOOK_S)
+
+    def _close(self) -> None:
+        if self._lens is not None:
+            self._lens.close()
+
+    def _prepare(self, deployment: Deployment) -> None:
+        """Load what moderates now, before the first job."""
+        self._load(deployment)
 
     def _load(self, deployment: Deployment) -> SafeLens:
         from safelens.cascade import SafeLens
@@ -193,7 +217,14 @@ def main() -> None:
     from safelens.service.supervise import end_with_parent
 
     logs.set_up()
-    worker = Worker(Settings(), os.environ.get("SAFELENS_WORKER"))
+    settings, owner = Settings(), os.environ.get("SAFELENS_WORKER")
+    worker: Worker
+    if settings.engine == "ray":
+        from safelens.service.ray_worker import RayWorker
+
+        worker = RayWorker(settings, owner)
+    else:
+        worker = Worker(settings, owner)
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         worker.stop()
