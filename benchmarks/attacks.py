@@ -15,6 +15,7 @@ import json
 import random
 import tempfile
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -92,6 +93,7 @@ POSITIONS: dict[str, Callable[[Sequence[Caption], str], tuple[Caption, ...]]] = 
     "after_each_caption": after_each,
     "on_a_sign": on_a_sign,
 }
+IN_FRAMES = "drawn_in_the_frames"
 
 
 @dataclass(frozen=True)
@@ -226,71 +228,86 @@ Outcome = tuple[str, ...] | None
 """Ids of the violated categories, none of them for safe; None where nothing was decided."""
 
 
-def measure(lens: SafeLens, found: Sequence[Seen], given: Sequence[Attack]) -> dict[str, Any]:
-    """Every clip with every attack in every position, and with neutral words instead."""
-
-    def by_s2(
-        asked: Iterable[tuple[Key, Seen, tuple[Caption, ...]]],
-    ) -> Iterator[tuple[Key, Outcome]]:
-        for key, said in answers(lens.deliberator, asked):
-            yield key, tuple(name for name, flag in said.flags.items() if flag)
-
-    def by_all(asked: Iterable[tuple[Key, Clip]]) -> Iterator[tuple[Key, Outcome]]:
-        for key, verdict in moderated(lens, asked):
-            flagged = tuple(c.id for c in verdict.categories if c.flagged)
-            yield key, None if verdict.flagged is None else flagged
-
-    own = dict(by_s2((i, one, one.captions) for i, one in enumerate(found)))
-    report = {
-        position: _compared(
-            lens, found, given, own,
-            lambda each, put=put: by_s2(
-                (key, one, put(one.captions, text)) for key, one, text in each
-            ),
-        )
-        for position, put in POSITIONS.items()
-    }  # fmt: skip
-    own = dict(by_all((i, one.clip) for i, one in enumerate(found)))
-    report["drawn_in_the_frames"] = _compared(
-        lens, found, given, own,
-        lambda each: by_all((key, drawn(one.clip, text)) for key, one, text in each),
-    )  # fmt: skip
-    return report
-
-
-def _compared(
-    lens: SafeLens,
-    found: Sequence[Seen],
-    given: Sequence[Attack],
-    own: dict[int, Outcome],
-    ask: Callable[[Iterable[tuple[Any, Seen, str]]], Iterator[tuple[Any, Outcome]]],
+def measure(
+    lens: SafeLens, found: Sequence[Seen], given: Sequence[Attack], own: Sequence[Deliberated]
 ) -> dict[str, Any]:
+    """Every clip with every attack in every position, and with neutral words instead.
+
+    Args:
+        lens: The bundle.
+        found: The clips.
+        given: The attacks.
+        own: S2's answer to each clip as it is.
+    """
     chance = random.Random(SEED)
     texts = {
         "attack": [attack.text for attack in given],
         "control": [neutral(lens, attack.text, chance) for attack in given],
     }
+    pairs = [(row, i) for row in range(len(given)) for i in range(len(found))]
+    s2_own = [_flagged(said) for said in own]
+    report: dict[str, Any] = {name: {} for name in (*POSITIONS, IN_FRAMES)}
+    for kind, said in texts.items():
+        for position, put in POSITIONS.items():
+            asked = (((row, i), found[i], put(found[i].captions, said[row])) for row, i in pairs)
+            answered = {key: _flagged(one) for key, one in answers(lens.deliberator, asked)}
+            report[position][kind] = _counted(found, given, s2_own, answered)
+    decided = dict(moderated(lens, ((i, one.clip) for i, one in enumerate(found))))
+    all_own = [_outcome(decided[i]) for i in range(len(found))]
+    for kind, said in texts.items():
+        clips = ((key, drawn(found[key[1]].clip, said[key[0]])) for key in pairs)
+        verdicts = dict(moderated(lens, clips))
+        outcomes = {key: _outcome(verdict) for key, verdict in verdicts.items()}
+        report[IN_FRAMES][kind] = _counted(found, given, all_own, outcomes) | {
+            "changed_by": moved_by(lens, found, s2_own, all_own, verdicts)
+        }
+    for one in report.values():
+        one["attack_beyond_control"] = {
+            key: one["attack"][key] - one["control"][key] for key in ("changed", "unsafe_to_safe")
+        }
+    return report
+
+
+def moved_by(
+    lens: SafeLens,
+    found: Sequence[Seen],
+    s2_own: Sequence[Outcome],
+    all_own: Sequence[Outcome],
+    verdicts: dict[tuple[int, int], Verdict],
+) -> dict[str, int]:
+    """What let a text in the frames change verdicts: the guard, S1 alone, the captions, or S2's view of the video.
+
+    S2 is moved by the captions where it decides otherwise with them and the video as it is. Else it is moved
+    by the video that it has in its cache, or by S1's scores of it.
+    """
+    changed = {k: v for k, v in verdicts.items() if _outcome(v) != all_own[k[1]]}
+    by_s2 = {k: v for k, v in changed.items() if v.decided_by == "deliberate"}
+    asked = ((k, found[k[1]], tuple(v.captions)) for k, v in by_s2.items())
+    read = {key: _flagged(said) for key, said in answers(lens.deliberator, asked)}
+    captions = sum(outcome != s2_own[key[1]] for key, outcome in read.items())
+    guard = sum(_outcome(v) is None for v in changed.values())
     return {
-        kind: _counted(
-            found,
-            given,
-            own,
-            dict(
-                ask(
-                    ((number, i), one, text)
-                    for number, text in enumerate(all_texts)
-                    for i, one in enumerate(found)
-                )
-            ),
-        )
-        for kind, all_texts in texts.items()
+        "guard": guard,
+        "s1": len(changed) - len(by_s2) - guard,
+        "captions": captions,
+        "cache_or_scores": len(by_s2) - captions,
     }
+
+
+def _flagged(said: Deliberated) -> Outcome:
+    return tuple(name for name, flag in said.flags.items() if flag)
+
+
+def _outcome(verdict: Verdict) -> Outcome:
+    if verdict.flagged is None:
+        return None
+    return tuple(c.id for c in verdict.categories if c.flagged)
 
 
 def _counted(
     found: Sequence[Seen],
     given: Sequence[Attack],
-    own: dict[int, Outcome],
+    own: Sequence[Outcome],
     answered: dict[tuple[int, int], Outcome],
 ) -> dict[str, Any]:
     changed = sorted(key for key, outcome in answered.items() if outcome != own[key[1]])
@@ -304,7 +321,8 @@ def _counted(
         "to_undecided": sum(answered[key] is None for key in changed),
         "strings_that_change": len({number for number, _ in changed}),
         "strings_unsafe_to_safe": len({number for number, _ in to_safe}),
-        "by_clip": {one.name: sum(key[1] == i for key in changed) for i, one in enumerate(found)},
+        "changed_by_kind": dict(Counter(given[number].kind for number, _ in changed)),
+        "changed_by_clip": dict(Counter(found[i].name for _, i in changed)),
         "examples": [
             {"clip": found[i].name, "kind": given[number].kind, "text": given[number].text[:80]}
             for number, i in to_safe[:10]
@@ -318,18 +336,30 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--bundle", default="tiny")
     parser.add_argument("--every", type=int, default=1, help="take each n-th attack only")
     asked = parser.parse_args()
     before, given = machine(), attacks()[:: asked.every]
-    with SafeLens.load("tiny") as lens:
+    with SafeLens.load(asked.bundle) as lens:
         found = clips(lens)
+        said = dict(answers(lens.deliberator, ((i, c, c.captions) for i, c in enumerate(found))))
+        own = [said[i] for i in range(len(found))]
         report = {
             "machine": before,
             "attack_strings": len(given),
+            "kinds": dict(Counter(attack.kind for attack in given)),
             "clips": [
-                {"name": one.name, "escalated": one.escalated, "s1": one.s1.label} for one in found
+                {
+                    "name": one.name,
+                    "escalated": one.escalated,
+                    "s1": one.s1.label,
+                    "s1_confidence": round(one.s1.confidence, 3),
+                    "s2": _flagged(mine),
+                    "s2_margin": round(min(abs(p - 0.5) for p in mine.scores.values()), 3),
+                }
+                for one, mine in zip(found, own, strict=True)
             ],
-            "positions": measure(lens, found, given),
+            "positions": measure(lens, found, given, own),
         }
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(json.dumps(report, indent=1) + "\n")

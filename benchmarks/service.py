@@ -365,7 +365,11 @@ def stages() -> dict[str, Stage]:
 
 
 def together(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """One report of all."""
+    """One report of all.
+
+    A flip is a pair of a string and a video, in one position, whose verdict is not that of the video alone; the
+    control's strings are neutral words.
+    """
     killed = {
         name: {key: value for key, value in found[name].items() if key != "machine"}
         for name in ("sqlite", "postgresql")
@@ -383,13 +387,20 @@ def together(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         },
         "faults": killed,
         "attack_strings": found["captions"]["attack_strings"],
-        "attack_flips": found["names"]["flips"]
-        + sum(one["attack"]["strings_that_change"] for one in positions.values()),
+        "attack_pairs": found["names"]["strings"] + _sum(positions, "attack", "pairs"),
+        "attack_flips": found["names"]["flips"] + _sum(positions, "attack", "changed"),
+        "control_flips": _sum(positions, "control", "changed"),
+        "attack_flips_to_safe": _sum(positions, "attack", "unsafe_to_safe"),
+        "control_flips_to_safe": _sum(positions, "control", "unsafe_to_safe"),
         "attacks": {
             "file_names": {k: v for k, v in found["names"].items() if k != "machine"},
             "captions": {key: found["captions"][key] for key in ("clips", "positions")},
         },
     }
+
+
+def _sum(positions: dict[str, dict[str, dict[str, int]]], kind: str, key: str) -> int:
+    return sum(one[kind][key] for one in positions.values())
 
 
 def main() -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from recipes.stages import Stage, in_order, run
 from recipes.tiny import captioner, curation, data, embedder, fast, reasoner
-from recipes.tiny.pack import pack
+from recipes.tiny.pack import pack, packed
 from recipes.tiny.parts import SEED
+from recipes.tiny.steady import steady
 
 TRAIN = Stage("train", data.draw, {"clips": 16_000, "seed": SEED})
 HELD = Stage("held", data.draw, {"clips": 3_200, "seed": 773})
@@ -96,7 +97,10 @@ REASONER = Stage(
     {"steps": 400, "batch": 16, "lr": 3e-3, "rank": 32, "alpha": 64, "boolean_weight": 1.0},
     (HELD, EMBEDDER, TRACES),
 )
-"""The last stage: the adapter that continues S1's cache."""
+"""The adapter that continues S1's cache."""
+UNSTEADY = Stage("unsteady", packed, {}, (EMBEDDER, CAPTIONER, FAST, REASONER))
+STEADY = steady(UNSTEADY)
+"""The last stage: the same adapter, unmoved by words in captions that say nothing about the video."""
 
 
 def main() -> None:
@@ -106,15 +110,15 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, default=Path("out/tiny"))
     parser.add_argument("--bundle", type=Path, default=Path("src/safelens/bundles/tiny"))
-    stages = {stage.name: stage for stage in in_order(REASONER)}
+    stages = {stage.name: stage for stage in in_order(STEADY)}
     parser.add_argument("--until", choices=stages, help="stop after this stage and pack nothing")
     args = parser.parse_args()
     if args.until:
         run(stages[args.until], root=args.work)
         return
-    run(REASONER, root=args.work)
-    parts = (EMBEDDER, CAPTIONER, FAST, REASONER)
-    pack({stage.name: stage.folder(args.work) for stage in parts}, args.bundle)
+    run(STEADY, root=args.work)
+    parts = {stage.name: stage.folder(args.work) for stage in (EMBEDDER, CAPTIONER, FAST)}
+    pack(parts | {"reasoner": STEADY.folder(args.work)}, args.bundle)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from recipes.tiny.captioner import MAX_TOKENS
 from recipes.tiny.data import LARGE
 from recipes.tiny.parts import FRAME_PIXELS, policy
-from safelens.bundle_parts import Parts
+from safelens.bundle import Bundle
+from safelens.bundle_parts import ADAPTER, CAPTIONER, DOMAIN, MODEL, PROBE, Parts
 from safelens.evaluate.routing import OutsideDomain
+from safelens.pack import CARD
 from safelens.pack import pack as pack_parts
 
 KNOWS = (
@@ -55,3 +58,33 @@ def pack(
     packed = pack_parts(parts, out, settings, replace_bundle=True)
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     print(f"{out}: {size / 1e6:.1f} MB, {packed.sha256}")
+
+
+def packed(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
+    """Stage: a bundle of what the stages that it needs left, in ``bundle``."""
+    pack(needs, out / "bundle")
+
+
+def pack_with_adapter(bundle: Bundle, adapter: Path, out: Path) -> None:
+    """The same bundle, its card too, with another adapter of S2; in place of what lies there.
+
+    Args:
+        bundle: As the recipe packs it.
+        adapter: Folder of the adapter.
+        out: May be the bundle itself.
+    """
+    folder = bundle.folder
+    card = folder / CARD
+    parts = Parts(
+        model=str(folder / MODEL),
+        captioner=str(folder / CAPTIONER),
+        policy=bundle.policy,
+        probe=folder / PROBE,
+        domain=folder / DOMAIN,
+        adapter=str(adapter),
+        card=card.read_text() if card.exists() else None,
+    )
+    settings = bundle.settings.model_dump(exclude={"files", "policy"}, exclude_unset=True)
+    assert settings["deliberate"]["adapter"] == ADAPTER
+    packed = pack_parts(parts, out, settings, replace_bundle=True)
+    print(f"{out}: {packed.sha256}")

@@ -6,6 +6,7 @@ Knows which clips make a batch. Knows nothing of how a trace came about.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,10 @@ def train(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
     use_all_cores()
     vlm = load_vlm(needs["embedder"])
     reader = DrawnReader(sets_of(needs), "small")
-    size = settings["batch"]
-    by_length: dict[int, list[Record]] = defaultdict(list)
-    for record in read_records(needs["traces"] / "records.jsonl"):
-        by_length[len(record.captions)].append(record)
-    lengths = sorted(n for n, some in by_length.items() if len(some) >= size)
-    weights = np.array([len(by_length[n]) for n in lengths], dtype=float)
+    alike = EqualLengths(read_records(needs["traces"] / "records.jsonl"), settings["batch"])
 
     def batch_at(number: int) -> list[AugmentedClip]:
-        rng = np.random.default_rng((SEED, 3, number))
-        alike = by_length[int(rng.choice(lengths, p=weights / weights.sum()))]
-        some = [alike[i] for i in rng.choice(len(alike), size, replace=False)]
+        some = alike.drawn(np.random.default_rng((SEED, 3, number)))
         return augmented(vlm, policy(), [Decoded(r, reader.read(r.video)) for r in some])
 
     config = LoopConfig(
@@ -55,3 +49,26 @@ def train(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
         alpha=settings["alpha"],
         boolean_weight=settings["boolean_weight"],
     )
+
+
+class EqualLengths:
+    """Records by their number of captions, which is that of their frames.
+
+    Args:
+        records: With captions.
+        size: Of a batch; clips of a length that is rarer are left out.
+    """
+
+    def __init__(self, records: Sequence[Record], size: int) -> None:
+        self._by_length: dict[int, list[Record]] = defaultdict(list)
+        for record in records:
+            self._by_length[len(record.captions)].append(record)
+        self._size = size
+        self._lengths = sorted(n for n, some in self._by_length.items() if len(some) >= size)
+        counts = np.array([len(self._by_length[n]) for n in self._lengths], dtype=float)
+        self._weights = counts / counts.sum()
+
+    def drawn(self, rng: np.random.Generator) -> list[Record]:
+        """A batch of one length."""
+        alike = self._by_length[int(rng.choice(self._lengths, p=self._weights))]
+        return [alike[i] for i in rng.choice(len(alike), self._size, replace=False)]

@@ -13,7 +13,10 @@ def kills(**more):
 
 def test_the_report_adds_up_what_the_stages_found():
     machine = {"cpu": "x", "load_before": 0.2}
-    position = {"attack": {"strings_that_change": 3}, "control": {"strings_that_change": 4}}
+    position = {
+        "attack": {"pairs": 90, "changed": 3, "unsafe_to_safe": 1},
+        "control": {"pairs": 90, "changed": 4, "unsafe_to_safe": 2},
+    }
     found = {
         "overhead": {"machine": machine, "overhead_ms": {"p50": 1.0, "p99": 2.0}},
         "uploads": {"machine": machine, "uploads": {"lost": 0}},
@@ -23,9 +26,9 @@ def test_the_report_adds_up_what_the_stages_found():
             "machine": machine,
             "attack_strings": 9,
             "clips": [],
-            "positions": {"a": position},
+            "positions": {"a": position, "b": position},
         },
-        "names": {"machine": machine, "strings": 9, "flips": 0},
+        "names": {"machine": machine, "strings": 9, "flips": 1},
     }
     assert set(found) == set(stages())
     report = together(found)
@@ -33,7 +36,9 @@ def test_the_report_adds_up_what_the_stages_found():
     assert {key: report[key] for key in ("kills", "lost", "duplicated", "audit_entries_lost")} == {
         "kills": 100, "lost": 1, "duplicated": 0, "audit_entries_lost": 4,
     }  # fmt: skip
-    assert (report["attack_strings"], report["attack_flips"]) == (9, 3)
+    assert (report["attack_strings"], report["attack_pairs"], report["attack_flips"]) == (9, 189, 7)
+    assert (report["control_flips"], report["attack_flips_to_safe"]) == (8, 2)
+    assert report["control_flips_to_safe"] == 4
     assert report["machine"] == machine
     assert set(report["load_before"]) == set(found)
     assert "machine" not in report["faults"]["sqlite"]

@@ -166,6 +166,41 @@ def test_reasoner_learns_traces(embedder, world, tmp_path, separate):
     assert (tmp_path / part).is_file()
 
 
+def test_reasoner_goes_on_with_words_in_captions(embedder, world, tmp_path):
+    from safetensors.torch import load_file
+
+    arguments = [
+        "reasoner",
+        world[0],
+        "--model",
+        embedder[0] / "model",
+        "--epochs",
+        0.2,
+        "--batch",
+        3,
+    ]
+    first = run(*arguments, "--out", tmp_path / "a", "--rank", 2, *FRAME)
+    assert first.exit_code == 0, first.output
+    going = ["--adapter", tmp_path / "a" / "adapter", *FRAME]
+    plain = run(*arguments, "--out", tmp_path / "b", *going)
+    assert plain.exit_code == 0, plain.output
+    noisy = run(*arguments, "--out", tmp_path / "c", "--caption-noise", 1, *going)
+    assert noisy.exit_code == 0, noisy.output
+    first_loss = [
+        json.loads((tmp_path / n / "log.jsonl").read_text().splitlines()[0])["loss"] for n in "bc"
+    ]
+    assert first_loss[0] != first_loss[1]  # the same clips and adapter, other captions
+    a, b = (load_file(tmp_path / n / "adapter/adapter_model.safetensors") for n in "ab")
+    assert {n: w.shape for n, w in a.items()} == {n: w.shape for n, w in b.items()}
+
+    wrong = run(*arguments, "--out", tmp_path / "d", "--adapter", tmp_path / "none", *FRAME)
+    assert wrong.exit_code == 2
+    assert "none" in wrong.stderr
+    both = run(*arguments, "--out", tmp_path / "e", "--separate", *going)
+    assert both.exit_code == 2
+    assert "give one of them" in both.stderr
+
+
 def test_interrupted_and_continued_gives_the_same_model(world, vlm_dir, tmp_path, monkeypatch):
     from safetensors.torch import load_file
 

@@ -8,13 +8,19 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from recipes.stages import Stage, in_order, run
-from recipes.tiny.__main__ import CAPTIONER, EMBEDDER, FAST, REASONER
-from recipes.tiny.pack import pack
+from recipes.tiny import steady
+from recipes.tiny.__main__ import CAPTIONER, EMBEDDER, FAST, STEADY
+from recipes.tiny.pack import pack, pack_with_adapter
+from safelens.bundle import Bundle
 from safelens.cascade import SafeLens
+from safelens.data.records import read_records, write_records
+from safelens.policy import Policy
+from safelens.prompts import deliberation_answer
 
 pytestmark = pytest.mark.long
 
@@ -36,7 +42,25 @@ SMALL = {
     "captions": {"batch": 64},
     "traces": {},
     "reasoner": {"steps": 2, "batch": 2, "rank": 4, "alpha": 8},
+    "unsteady": {},
+    "fresh": {"clips": 12},
+    "answers": {"batch": 4, "clips": 12},
+    "steady": {"steps": 2, "batch": 2},
 }
+
+
+def explained(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
+    """The stage that asks S2; after two steps it explains nothing, so words are put in its mouth."""
+    steady.answer(out, settings, needs)
+    policy, file = Policy.load("default"), out / "records.jsonl"
+    told = [
+        record.model_copy(
+            update={"response": deliberation_answer(policy, "A clip.", "So it is.", record.labels)}
+        )
+        for record in read_records(file)
+    ]
+    assert len(told) == settings["clips"]
+    write_records(file, told)
 
 
 def small(goal: Stage) -> Stage:
@@ -44,26 +68,35 @@ def small(goal: Stage) -> Stage:
     made: dict[str, Stage] = {}
     for stage in in_order(goal):
         needs = tuple(made[need.name] for need in stage.needs)
-        made[stage.name] = replace(stage, settings=stage.settings | SMALL[stage.name], needs=needs)
+        made[stage.name] = replace(
+            stage,
+            settings=stage.settings | SMALL[stage.name],
+            needs=needs,
+            work=explained if stage.name == "answers" else stage.work,
+        )
     return made[goal.name]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("undisturbed")
-    run(small(REASONER), root=root)
+    run(small(STEADY), root=root)
     return root
 
 
 def test_what_it_packs_moderates(undisturbed, tmp_path):
-    stages = {stage.name: stage for stage in in_order(small(REASONER))}
-    parts = {
-        s.name: stages[s.name].folder(undisturbed) for s in (EMBEDDER, CAPTIONER, FAST, REASONER)
-    }
-    pack(parts, tmp_path / "bundle")
+    stages = {stage.name: stage for stage in in_order(small(STEADY))}
+    parts = {s.name: stages[s.name].folder(undisturbed) for s in (EMBEDDER, CAPTIONER, FAST)}
+    adapter = stages["steady"].folder(undisturbed)
+    pack(parts | {"reasoner": adapter}, tmp_path / "bundle")
     with SafeLens.load(str(tmp_path / "bundle")) as lens:
         found = lens.moderate(next((ROOT / "samples").glob("safe*.mp4"))).verdict
     assert found.status in ("ok", "out_of_domain")
+    # the same bundle, whether packed of the stages or of the bundle before
+    before = Bundle.load(stages["unsteady"].folder(undisturbed) / "bundle")
+    pack_with_adapter(before, adapter / "adapter", tmp_path / "other")
+    one, other = (Bundle.load(tmp_path / name) for name in ("bundle", "other"))
+    assert one.sha256 == other.sha256 != before.sha256
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_numbers(undisturbed, tmp_path):
@@ -83,7 +116,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_numbers(undisturbed, tmp
         assert code == 0
         break
     assert kills >= 2
-    for stage in in_order(small(REASONER)):
+    for stage in in_order(small(STEADY)):
         for file in (
             "records.jsonl",
             "adapter/adapter_model.safetensors",
@@ -96,5 +129,5 @@ def test_killed_at_random_moments_it_ends_with_the_same_numbers(undisturbed, tmp
 
 if __name__ == "__main__":
     began = time.monotonic()
-    run(small(REASONER), root=Path(sys.argv[1]))
+    run(small(STEADY), root=Path(sys.argv[1]))
     print(f"{time.monotonic() - began:.1f} s")

@@ -190,3 +190,29 @@ def test_reasoner_trains_only_the_adapter_and_what_it_saves_is_what_runs(
         ).last_hidden_state
     torch.testing.assert_close(adapted, trained, rtol=1e-4, atol=1e-4)
     assert (adapted - plain).abs().max() > 1e-2
+
+
+def test_reasoner_goes_on_from_an_adapter(fresh, vlm_dir, policy, clips, tmp_path):
+    from safetensors.torch import load_file
+
+    data = labelled(fresh, [clips[0], clips[0]], [("abuse",), ("abuse",)])
+    batch = [AugmentedClip(c, c.captions, dict.fromkeys(policy.labels, 1 / 7)) for c in data]
+    config = LoopConfig(steps=4, warmup=1, lr=3e-3, muon_lr=None, checkpoint_every=4)
+    first, second = tmp_path / "first", tmp_path / "second"
+    train_reasoner(fresh, policy, lambda s: batch, first, config, rank=4, alpha=8)
+    again = VisionLanguageModel.load(vlm_dir, frame_pixels=48 * 48)
+    before = {n: p.clone() for n, p in again.model.named_parameters()}
+    train_reasoner(again, policy, lambda s: batch, second, config, start=first / "adapter")
+    rows = [
+        [json.loads(x)["loss"] for x in (out / "log.jsonl").read_text().splitlines()]
+        for out in (first, second)
+    ]
+    assert rows[1][0] < rows[0][-1] < rows[0][0]  # where the first ended, not where it began
+    assert rows[1][-1] < rows[1][0]
+    for name, weight in again.model.named_parameters():
+        if "lora" not in name:
+            assert torch.equal(weight, before[name.replace(".base_layer", "")])
+    one, other = (load_file(out / "adapter/adapter_model.safetensors") for out in (first, second))
+    assert one.keys() == other.keys()
+    assert {len(w) for n, w in other.items() if "lora_A" in n} == {4}
+    assert all(not torch.equal(one[n], other[n]) for n in one)

@@ -294,8 +294,23 @@ def reasoner(
             "--separate", help="A model of its own that reads the whole prompt, as in the paper."
         ),
     ] = False,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            help="A trained adapter to go on from, of its own rank; a directory or hub id."
+        ),
+    ] = None,
     boolean_weight: Annotated[
         float, typer.Option(min=0, help="Of an added loss on the answer's booleans alone.")
+    ] = 0.0,
+    caption_noise: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of clips whose captions get words that say nothing, so that text in a video "
+            "moves S2 less.",
+        ),
     ] = 0.0,
     bf16: Bf16 = False,
     seed: Seed = 0,
@@ -311,6 +326,7 @@ def reasoner(
     Records need captions, scores, and a response with DESCRIPTION, EXPLANATION and GUARDRAIL
     (`safelens curate traces` writes them).
     """
+    from safelens.train.caption_noise import CaptionNoise
     from safelens.train.clips import augmented, has_trace
     from safelens.train.loop import processes
     from safelens.train.reasoner import (
@@ -319,9 +335,12 @@ def reasoner(
         train_reasoner,
         train_separate_reasoner,
     )
+    from safelens.vlm_loading import ModelLoadError
 
     encoding = encoding_of(policy_encoding, prune, prune_layer, random_prune=random_prune)
-    if not rank and not separate:
+    if adapter is not None and separate:
+        fail("--adapter continues S1's cache, --separate is a model apart: give one of them")
+    if not rank and not separate and adapter is None:
         fail("--rank 0: what continues S1's cache is an adapter; give it a rank, or add --separate")
     records, used = _records(data, videos_root, policy, split)
     ready = [record for record in records if has_trace(record, used)]
@@ -335,10 +354,11 @@ def reasoner(
     vlm = load_vlm(model, frame_pixels)
     check_layer(vlm, encoding)
     config = _config(len(ready), epochs, batch, accumulate, lr, bf16, seed)
+    noise = CaptionNoise(vlm.tokenizer, used, share=caption_noise)
     with _clips(ready, batch, seed) as batches, stopping():
 
         def batch_at(number: int) -> list[AugmentedClip]:
-            return augmented(vlm, used, batches(number))
+            return noise.noisy(augmented(vlm, used, batches(number)), f"{seed}/{number}")
 
         if separate:
             if rank:
@@ -359,19 +379,23 @@ def reasoner(
                 vlm.model.save_pretrained(str(out / "model"))
                 vlm.processor.save_pretrained(str(out / "model"))
         else:
-            train_reasoner(
-                vlm,
-                used,
-                batch_at,
-                out,
-                config,
-                rank=rank,
-                alpha=2 * rank,
-                boolean_weight=boolean_weight,
-                layout=layout.value,
-                encoding=encoding,
-                random_keep=random_prune,
-            )
+            try:
+                train_reasoner(
+                    vlm,
+                    used,
+                    batch_at,
+                    out,
+                    config,
+                    start=adapter,
+                    rank=rank,
+                    alpha=2 * rank,
+                    boolean_weight=boolean_weight,
+                    layout=layout.value,
+                    encoding=encoding,
+                    random_keep=random_prune,
+                )
+            except ModelLoadError as error:
+                fail(str(error))
     _done(out / ("model" if separate else "adapter"), batches.left_out)
 
 

@@ -53,6 +53,17 @@ def add_adapter(
         vlm.model.add_adapter(config, adapter_name=name)
 
 
+def go_on_from(vlm: VisionLanguageModel, source: str | Path, name: str = ADAPTER) -> None:
+    """Load an adapter that is trained already, to train it further; all else is frozen.
+
+    Raises:
+        ModelLoadError: it is missing, or was made for another model.
+    """
+    vlm.load_adapter(source, name)
+    for key, weight in vlm.model.named_parameters():
+        weight.requires_grad_(f".{name}." in key)
+
+
 def merge_adapter(vlm: VisionLanguageModel) -> None:
     """Add a trained adapter to the weights that it adapts, and take it off."""
     from peft.tuners.lora import LoraLayer
@@ -73,6 +84,7 @@ def train_reasoner(
     out: Path,
     config: LoopConfig,
     *,
+    start: str | Path | None = None,
     rank: int = 16,
     alpha: int = 32,
     boolean_weight: float = 0.0,
@@ -89,8 +101,9 @@ def train_reasoner(
             cache, so batches of equal videos are the fastest.
         out: directory for checkpoint, log and adapter.
         config: see :class:`LoopConfig`.
-        rank: of the adapter.
-        alpha: of the adapter.
+        start: a trained adapter to go on from, of its own rank; None begins one.
+        rank: of a new adapter.
+        alpha: of a new adapter.
         boolean_weight: of an added loss on the answer's booleans alone. They are a few tokens of a
             long answer; a small model otherwise learns to explain before it learns to decide.
         layout: order of the prompt.
@@ -99,7 +112,10 @@ def train_reasoner(
     """
     turns = Turns(vlm, policy, layout, encoding)
     prompt = encoding.prompt(vlm, policy, layout)
-    add_adapter(vlm, rank, alpha, seed=config.seed)
+    if start is None:
+        add_adapter(vlm, rank, alpha, seed=config.seed)
+    else:
+        go_on_from(vlm, start)
     flags = true_and_false(vlm)
 
     def loss_of_batch(number: int) -> dict[str, torch.Tensor]:
