@@ -57,14 +57,20 @@ class Clips:
         counts = np.array([len(self._by_length[n]) for n in self._lengths], dtype=float)
         self._weights = counts / counts.sum()
 
-    def group(self, size: int, seed: tuple[int, ...]) -> list[Shown]:
-        """Clips of one length, drawn by a seed."""
+    def group(self, size: int, seed: tuple[int, ...], under: Ruled | None = None) -> list[Shown]:
+        """Clips of one length, drawn by a seed; half of them violate a policy, if one is given and so many do."""
         rng = np.random.default_rng(seed)
         alike = self._by_length[int(rng.choice(self._lengths, p=self._weights))]
-        some = [alike[i] for i in rng.choice(len(alike), min(size, len(alike)), replace=False)]
-        decoded = [Decoded(record, self._reader.read(record.video)) for record in some]
+        order = [alike[i] for i in rng.permutation(len(alike))]
+        if under is not None:
+            found = [bool(under.labels(kinds_of(record))) for record in order]
+            bad = [record for record, is_bad in zip(order, found, strict=True) if is_bad]
+            good = [record for record, is_bad in zip(order, found, strict=True) if not is_bad]
+            bad = bad[: size // 2]
+            order = bad + good[: size - len(bad)]
+        decoded = [Decoded(record, self._reader.read(record.video)) for record in order[:size]]
         clips = labelled(self._vlm, decoded)
-        return [Shown(record, clip) for record, clip in zip(some, clips, strict=True)]
+        return [Shown(one.record, clip) for one, clip in zip(decoded, clips, strict=True)]
 
 
 def asked(record: Record, rng: random.Random) -> tuple[str, str]:
