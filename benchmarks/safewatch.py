@@ -81,7 +81,7 @@ def seed_of(number: int) -> Seed:
         Stage(
             "pruned",
             pruning,
-            {"model": "pruning", "encoding": "parallel", "clips": CLIPS, "policies": 20},
+            {"model": "pruning", "encoding": "parallel", "clips": CLIPS, "policies": 8},
             (HELD, t.pruning),
         ),
         {name: asked(*model, _ASKED) for name, model in stages.items()}

@@ -29,19 +29,20 @@ _LEARNING: dict[str, Any] = {
     "groups": 2,
     "warmup": 10,
     "most": 10,
-    "lr": 2e-3,
-    "muon_lr": 0.03,
+    "others": 0.1,
+    "lr": 1e-3,
+    "muon_lr": 0.02,
 }
 _FIRST = _LEARNING | {
     "tasks": list(training.GUARDRAIL),
-    "steps": 420,
+    "steps": 300,
     "own": 0.2,
     "least": None,
 }
-_SECOND = _LEARNING | {"tasks": list(training.PRUNING), "steps": 200, "own": 0.3, "least": KEEP}
+_SECOND = _LEARNING | {"tasks": list(training.PRUNING), "steps": 150, "own": 0.3, "least": KEEP}
 _THIRD = {
     "batch": 8,
-    "steps": 40,
+    "steps": 30,
     "warmup": 5,
     "lr": 1e-3,
     "rank": 16,

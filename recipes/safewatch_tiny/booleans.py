@@ -93,13 +93,6 @@ def of_videos(
     return openings.states(cache, head.length, laid.inputs, laid.lengths, laid.next_positions)
 
 
-def of_texts(turns: Turns, texts: Sequence[str]) -> torch.Tensor:
-    """The same for texts in place of videos."""
-    openings, head = _Openings(turns), head_context(turns.vlm, turns.opening())
-    told = [torch.cat([turns.vlm.ids(text), openings.tail]) for text in texts]
-    return openings.texts(head.fork(len(texts)).cache, head.length, told, head.position)
-
-
 def log_odds(vlm: VisionLanguageModel, states: torch.Tensor) -> torch.Tensor:
     """Of true against false, (B, C)."""
     both: torch.Tensor = F.linear(states, vlm.model.lm_head.weight[true_and_false(vlm)]).float()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 import re
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -87,13 +86,3 @@ def asked(record: Record, rng: random.Random) -> tuple[str, str]:
 def _place(record: Record) -> str:
     """The first sentence of its first caption."""
     return re.split(r"(?<=\.) ", record.captions[0].text)[0]
-
-
-def some_captions(shown: Sequence[Shown], rng: random.Random, most: int) -> list[LabelledClip]:
-    """Clips with a few of their captions, in order."""
-    found = []
-    for one in shown:
-        every = range(len(one.clip.captions))
-        picked = sorted(rng.sample(every, min(len(every), rng.randint(1, most))))
-        found.append(replace(one.clip, captions=tuple(one.clip.captions[i] for i in picked)))
-    return found

@@ -16,28 +16,28 @@ from typing import Any, Literal
 import torch
 
 from recipes.safewatch_tiny import booleans
-from recipes.safewatch_tiny.clips import Clips, Shown, asked, some_captions
+from recipes.safewatch_tiny.clips import Clips, Shown, asked
 from recipes.safewatch_tiny.kept import load_kept, round_weights
 from recipes.safewatch_tiny.kinds import kinds_of
 from recipes.safewatch_tiny.policies import Ruled, default_policy, sampled
 from recipes.tiny.parts import load_vlm, save_vlm, use_all_cores
-from safelens import prompts
 from safelens.assembly import Encoding
 from safelens.train.embedder import LabelledClip, Turns, share_at
 from safelens.train.loop import LoopConfig, fit
 from safelens.train.sequences import Example, teacher_forced
 from safelens.vlm import VisionLanguageModel
 
-Task = Literal["guardrail", "reason", "told", "captions", "questions"]
-"""`guardrail`: each category's boolean as S1 asks it; `told`: the same for captions in place of a video; `reason`: S2's
-whole answer. These are under a policy; the others without one."""
+Task = Literal["guardrail", "reason", "captions", "questions"]
+"""`guardrail`: each category's boolean as S1 asks it; `reason`: S2's whole answer. These are under a policy; the
+others without one."""
 GUARDRAIL: tuple[Task, ...] = (
-    *("guardrail", "guardrail", "guardrail", "guardrail", "told", "guardrail", "guardrail"),
-    *("guardrail", "reason", "guardrail", "guardrail", "questions", "guardrail", "captions"),
+    *("guardrail", "guardrail", "guardrail", "guardrail", "guardrail", "guardrail", "reason"),
+    *("guardrail", "guardrail", "guardrail", "questions"),
+    *("guardrail", "guardrail", "guardrail", "captions"),
 )
 """Tasks of the first stage, batch after batch."""
 PRUNING: tuple[Task, ...] = (
-    *("guardrail", "guardrail", "guardrail", "reason", "guardrail", "guardrail", "questions"),
+    *("guardrail", "guardrail", "guardrail", "guardrail", "guardrail", "guardrail", "reason"),
 )
 """Of the second."""
 
@@ -49,7 +49,8 @@ class Batches:
         vlm: is trained.
         needs: folders of the stages, "train" among them.
         settings: "batch" clips, in "groups" under a policy each; "seed"; "own" is the share of groups under the
-            default policy; "most" categories are in others; "least" is the least share of a video's tokens that
+            default policy; "most" categories are in others; "others" weighs what is no boolean: their gradients are many
+            times as long, and would fill the optimizer's momentum; "least" is the least share of a video's tokens that
             stays, drawn anew for each batch, or None: all stay.
         encoding: how policies are read.
     """
@@ -68,43 +69,38 @@ class Batches:
 
     def loss(self, task: Task, number: int) -> dict[str, torch.Tensor]:
         """Named losses; "loss" is minimized."""
-        if task in ("guardrail", "told"):
-            return self._booleans(task, number)
-        if task == "reason":
-            return self._reasoned(number)
+        if task == "guardrail":
+            return self._booleans(number)
+        found = self._reasoned(number) if task == "reason" else self._plainly(task, number)
+        return {"loss": self.settings["others"] * found, task: found}
+
+    def _plainly(self, task: Task, number: int) -> torch.Tensor:
         shown = self.clips.group(self.settings["batch"], (self.settings["seed"], number, 0))
         examples = self._without_policy(task, shown, self._random(number))
         scored = teacher_forced(self.vlm, self._plain.head_without_policy, examples)
-        loss = torch.stack(scored.losses).mean()
-        return {"loss": loss, task: loss}
+        return torch.stack(scored.losses).mean()
 
-    def _booleans(self, task: Task, number: int) -> dict[str, torch.Tensor]:
+    def _booleans(self, number: int) -> dict[str, torch.Tensor]:
         states, truth = [], []
         groups = self.settings["groups"]
         for group in range(groups):
             rng = self._random(number, group)
             under, turns = self._policy(rng, self.settings["most"])
             shown = self._shown(self.settings["batch"] // groups, number, group, under)
-            if task == "told":
-                some = some_captions(shown, rng, 4)
-                texts = [prompts.frame_captions(clip.captions) for clip in some]
-                states.append(booleans.of_texts(turns, texts))
-            else:
-                videos = [one.clip.video for one in shown]
-                states.append(booleans.of_videos(turns, videos, self._keep(number)))
+            videos = [one.clip.video for one in shown]
+            states.append(booleans.of_videos(turns, videos, self._keep(number)))
             truth.append(_truth(turns, shown, under))
         loss = booleans.balanced_loss(self.vlm, states, truth)
-        return {"loss": loss, task: loss, f"{task} right": _right(self.vlm, states, truth)}
+        return {"loss": loss, "guardrail": loss, "right": _right(self.vlm, states, truth)}
 
-    def _reasoned(self, number: int) -> dict[str, torch.Tensor]:
+    def _reasoned(self, number: int) -> torch.Tensor:
         # what is written out is long, so one group of fewer clips
         rng = self._random(number)
         under, turns = self._policy(rng, 6)
         shown = self._shown(self.settings["batch"] // 2, number, 0, under)
         answers = [_deliberated(turns, one.under(under), rng) for one in shown]
         examples = [Example(o.clip.video, (a,)) for o, a in zip(shown, answers, strict=True)]
-        loss = teacher_forced(self.vlm, turns.opening(self._keep(number)), examples).losses[0]
-        return {"loss": loss, "reason": loss}
+        return teacher_forced(self.vlm, turns.opening(self._keep(number)), examples).losses[0]
 
     def _policy(self, rng: random.Random, most: int) -> tuple[Ruled, Turns]:
         own = rng.random() < self.settings["own"]

@@ -28,6 +28,7 @@ SETTINGS = {
     "steps": 1,
     "warmup": 1,
     "most": 10,
+    "others": 0.1,
     "lr": 1e-3,
     "muon_lr": 0.01,
     "seed": 0,
