@@ -153,7 +153,7 @@ def test_what_is_true_weighs_as_much_as_what_is_false(vlm):
     false = -logits[..., no][~truth].mean()
     wanted = (false - logits[0, 0, yes]) / 2
     found = booleans.balanced_loss(vlm, [states[:1], states[1:]], [truth[:1], truth[1:]])
-    assert float(found) == pytest.approx(float(wanted), rel=1e-5)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
     assert float(booleans.balanced_loss(vlm, [states[1:]], [truth[1:]])) == pytest.approx(
         float(-logits[1, :, no].mean()), rel=1e-5
     )
