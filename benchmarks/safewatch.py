@@ -1,6 +1,6 @@
 """SafeWatch's experiments on SafeWorld, and what its modules save at a true shape.
 
-    python -m benchmarks.safewatch [--work out/tiny] [--seeds 3] [--shape FILE] [--out reports]
+    python -m benchmarks.safewatch [--work out/watch] [--seeds 3] [--shape FILE] [--out reports]
 
 Positional bias under shuffled policies, categories read alone beside one text; accuracy and cost at shares of a video's
 tokens; categories that were never seen and SafeWorld's five policies after each training stage. A seed's models
@@ -22,9 +22,8 @@ from benchmarks.paper.stages import TEST
 from benchmarks.safewatch_asks import KEEPS, bundle_answers, order, pruning, zero_shot
 from benchmarks.safewatch_page import written
 from recipes.machine import machine
-from recipes.safewatch_tiny.__main__ import KEEP, trained
+from recipes.safewatch_tiny.__main__ import BASE, HELD, KEEP, trained
 from recipes.stages import Stage, run
-from recipes.tiny.__main__ import BASE, HELD
 
 CLIPS = 1_000
 SHUFFLES = 100
@@ -82,7 +81,7 @@ def seed_of(number: int) -> Seed:
         Stage(
             "pruned",
             pruning,
-            {"model": "pruning", "encoding": "parallel", "clips": CLIPS, "policies": 20},
+            {"model": "pruning", "encoding": "parallel", "clips": CLIPS, "policies": 8},
             (HELD, t.pruning),
         ),
         {name: asked(*model, _ASKED) for name, model in stages.items()}
@@ -170,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, default=Path("out/tiny"))
+    parser.add_argument("--work", type=Path, default=Path("out/watch"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
         "--shape", type=Path, help="what `benchmarks.safewatch_shape` found at the true shape"

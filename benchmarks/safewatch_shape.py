@@ -4,7 +4,7 @@
 
 Nothing else should run on the machine. With --small it runs on the embedded bundle's model: a check of the
 script, whose figures mean nothing. S2 is told captions of as many words as Florence-2 writes, and writes --length
-tokens; what it writes is as long in each case. Cases take turns.
+tokens; what it writes is as long in each case. Cases take turns, and each turn is kept beside --out.
 """
 
 from __future__ import annotations
@@ -88,21 +88,21 @@ class Case:
         )
         self.s2.guess = False
         self.captions = tuple(Caption(time_s=float(t), text=CAPTION) for t in video.timestamps)
-        self.seconds: dict[str, list[float]] = {"s1": [], "s2": [], "s2_together": []}
+        self.last: dict[str, float] = {}
         self.found: dict[str, float] = {}
 
     def run(self) -> None:
-        """Once everything; the last costs are kept, seconds of each time."""
+        """Once everything; costs and seconds of the last time are kept."""
         began = time.perf_counter()
         prefilled = self.screener.prefill([self.video])
-        self.seconds["s1"].append(time.perf_counter() - began)
+        self.last["s1"] = time.perf_counter() - began
         scores = dict.fromkeys(self.policy.labels, 1 / len(self.policy.labels))
         before = replace(prefilled.spent[0])
         began = time.perf_counter()
         context = prefilled.context(0)
         self.found["cache_mb"] = _megabytes(context)
         self.s2.deliberate(context, self.captions, scores)
-        self.seconds["s2"].append(time.perf_counter() - began)
+        self.last["s2"] = time.perf_counter() - began
         self.found["s1_gflops"] = before.flops / 1e9
         self.found["s2_gflops"] = (prefilled.spent[0].flops - before.flops) / 1e9
         began = time.perf_counter()
@@ -117,13 +117,8 @@ class Case:
             for ended in decoding.step():
                 if ended.error is not None:
                     raise ended.error
-        self.seconds["s2_together"].append((time.perf_counter() - began) / count)
+        self.last["s2_together"] = (time.perf_counter() - began) / count
         self.found["together"] = count
-
-    def summary(self) -> dict[str, Any]:
-        """Costs, medians of seconds, and each time's."""
-        medians = {f"{name}_seconds": statistics.median(v) for name, v in self.seconds.items()}
-        return self.found | medians | {"seconds": self.seconds}
 
 
 def _megabytes(context: Context) -> float:
@@ -180,6 +175,30 @@ def saving(whole: Sequence[float], pruned: Sequence[float]) -> float:
     return statistics.median(1 - b / a for a, b in zip(whole, pruned, strict=True))
 
 
+def turns(
+    cases: dict[str, Case], file: Path, repeats: int, ends: float
+) -> list[dict[str, dict[str, Any]]]:
+    """Run all cases turn by turn; each turn is kept, and those of an earlier call are not run again."""
+    done: list[dict[str, dict[str, Any]]] = json.loads(file.read_text()) if file.exists() else []
+    while len(done) < repeats and time.monotonic() < ends:
+        order = list(cases.items())
+        for _, case in order if len(done) % 2 == 0 else reversed(order):
+            case.run()
+        done.append({name: case.found | case.last for name, case in cases.items()})
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(done, indent=1) + "\n")
+        print(json.dumps(done[-1]), flush=True)
+    return done
+
+
+def summary(done: Sequence[dict[str, dict[str, Any]]], name: str) -> dict[str, Any]:
+    """A case's costs, medians of its seconds, and each turn's."""
+    seconds = {key: [turn[name][key] for turn in done] for key in ("s1", "s2", "s2_together")}
+    costs = {k: v for k, v in done[-1][name].items() if k not in seconds}
+    medians = {f"{key}_seconds": statistics.median(each) for key, each in seconds.items()}
+    return costs | medians | {"seconds": seconds}
+
+
 def main() -> None:
     """Measure, and write a file."""
     parser = argparse.ArgumentParser(
@@ -193,20 +212,24 @@ def main() -> None:
     parser.add_argument("--categories", type=int, default=100)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--small", action="store_true")
+    parser.add_argument(
+        "--minutes", type=float, default=1e9, help="begin no turn after that many; call again"
+    )
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    before = machine()
+    before, ends = machine(), time.monotonic() + 60 * args.minutes
     vlm = model(args.small, args.device, args.side)
     video, blocks = clip(args.frames, args.side), PolicyBlocks(vlm)
     cases = {
         name: Case(blocks, keep, video, args.length, args.together)
         for name, keep in (("whole", None), ("pruned", KEEP))
     }
-    for turn in range(args.repeats):
-        order = list(cases.values())
-        for case in order if turn % 2 == 0 else reversed(order):
-            case.run()
-    found = {name: case.summary() for name, case in cases.items()}
+    done = turns(cases, args.out.with_suffix(".turns.json"), args.repeats, ends)
+    if len(done) < args.repeats or time.monotonic() > ends:
+        print(f"{len(done)} of {args.repeats} turns; call again to go on")
+        return
+    del cases
+    found = {name: summary(done, name) for name in ("whole", "pruned")}
     categories = adding(vlm, video, args.categories, args.repeats)
     ratios = [
         a / b for a, b in zip(*(categories["seconds"][n] for n in ("add", "block")), strict=True)

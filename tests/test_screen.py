@@ -175,13 +175,19 @@ def test_thirty_categories(vlm, clips):
     s1 = Screener(vlm, wide).screen(clips[:1])[0]
     assert len(s1.scores) == 31
     assert sum(s1.scores.values()) == pytest.approx(1, abs=1e-5)
-    one_batch = Screener(
-        vlm,
-        wide,
-        reader=LabelReader(vlm, wide, layout_of(vlm, wide, "policy_first").closing, rows=30),
-    )
-    other = one_batch.screen(clips[:1])[0]
-    np.testing.assert_allclose(list(s1.scores.values()), list(other.scores.values()), rtol=1e-3)
+
+
+def test_label_answers_share_the_cache_as_copies_would_have_it(vlm, policy, clips):
+    """One pass over all categories gives what a copy of the cache for each gives, and reads less."""
+    reader = LabelReader(vlm, policy, layout_of(vlm, policy, "policy_first").closing, rows=4)
+    screened = Screener(vlm, policy).screen(clips[:1])[0]
+    for context in (screened.context, screened.prefilled.moments(0)[0]):
+        copied, shared = context.fork(), context.fork()
+        alone = reader._copied(copied)
+        together = reader._branched(shared)
+        torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-4)
+        assert shared.spent.prompt < copied.spent.prompt
+        assert 0 < shared.spent.flops < copied.spent.flops
 
 
 def test_broken_weights_are_an_error_and_never_safe(small_vlm, policy, probe, clips):

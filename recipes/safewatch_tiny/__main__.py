@@ -1,10 +1,10 @@
 """SafeWatch's three training stages on SafeWorld, from a small model that sees; on CPU.
 
-    python -m recipes.safewatch_tiny [--work out/tiny] [--seed 0] [--bundle FOLDER] [--until STAGE]
+    python -m recipes.safewatch_tiny [--work out/watch] [--seed 0] [--bundle FOLDER] [--until STAGE]
 
 Multi-task guardrail training, adaptive-pruning training, preference post-tuning; then the bundle. It begins with the
-stage `base` of `recipes.tiny`, whose folder --work shares. It can be interrupted and run again: finished stages
-are not repeated, training goes on from its last checkpoint.
+embedded bundle's model. It can be interrupted and run again: finished stages are not repeated, training goes on from
+its last checkpoint, and stages that are kept beside the recipe (`kept`) are not trained.
 """
 
 from __future__ import annotations
@@ -15,32 +15,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.safewatch_tiny import bundle, preference, training
+from recipes.safewatch_tiny import bundle, drawing, preference, start, training
 from recipes.stages import Stage, in_order, run
-from recipes.tiny.__main__ import BASE, CAPTIONER, HELD, TRAIN, VAL
 
 KEEP = 0.1
 """Share of a video's tokens that the bundle keeps, and the least that is trained on."""
+TRAIN = Stage("train", drawing.draw, {"clips": 6_000, "seed": 881})
+HELD = Stage("held", drawing.draw, {"clips": 3_200, "seed": 882})
+VAL = Stage("val", drawing.draw, {"clips": 1_000, "seed": 883})
+BASE = Stage("base", start.begin, {"sha256": start.digest()})
 _LEARNING: dict[str, Any] = {
     "batch": 32,
-    "groups": 4,
-    "warmup": 20,
-    "boolean_weight": 1.0,
+    "groups": 2,
+    "warmup": 10,
+    "most": 10,
+    "others": 0.1,
     "lr": 1e-3,
-    "muon_lr": 0.015,
+    "muon_lr": 0.02,
 }
 _FIRST = _LEARNING | {
     "tasks": list(training.GUARDRAIL),
-    "steps": 480,
-    "own": 1.0,
+    "steps": 300,
+    "own": 0.2,
     "least": None,
-    "groups": 1,
 }
-_SECOND = _LEARNING | {"tasks": list(training.PRUNING), "steps": 640, "own": 0.2, "least": KEEP}
+_SECOND = _LEARNING | {"tasks": list(training.PRUNING), "steps": 150, "own": 0.3, "least": KEEP}
 _THIRD = {
     "batch": 8,
-    "steps": 120,
-    "warmup": 10,
+    "steps": 30,
+    "warmup": 5,
     "lr": 1e-3,
     "rank": 16,
     "beta": 0.1,
@@ -54,8 +57,8 @@ class Trained:
     """One seed's stages.
 
     Attributes:
-        guardrail: the first: many tasks, the default policy.
-        pruning: the second: drawn policies, random shares of the video.
+        guardrail: the first: many tasks, whole videos.
+        pruning: the second: random shares of the video.
         preference: the third: the adapter.
         guard: the domain guard.
         bundle: all in one.
@@ -94,7 +97,7 @@ def trained(seed: int) -> Trained:
         pruning,
         tuned,
         guard,
-        Stage("watch", bundle.pack_bundle, {"keep": KEEP}, (pruning, CAPTIONER, tuned, guard)),
+        Stage("watch", bundle.pack_bundle, {"keep": KEEP}, (pruning, tuned, guard)),
         sequential,
         learned("shuffled", _SECOND | {"least": None}, "sequential", sequential),
     )
@@ -105,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, default=Path("out/tiny"))
+    parser.add_argument("--work", type=Path, default=Path("out/watch"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bundle", type=Path, help="copy the bundle there")
     args, rest = parser.parse_known_args()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from recipes.safewatch_tiny.start import embedded
 from recipes.tiny.captioner import MAX_TOKENS
 from recipes.tiny.data import LARGE, DrawnReader
 from recipes.tiny.pack import KNOWS, TAU
@@ -50,14 +51,14 @@ def pack(folders: dict[str, Path], out: Path, keep: float) -> None:
     """Pack, in place of what lies there; its card, if it was written by hand, is kept.
 
     Args:
-        folders: of the stages pruning, preference, captioner and guard.
+        folders: of the stages pruning, preference and guard; the captioner is the embedded bundle's.
         out: the bundle.
         keep: share of a video's tokens that stays.
     """
     card = out / "card.md"
     parts = Parts(
         model=str(folders["pruning"] / "model"),
-        captioner=str(folders["captioner"] / "model"),
+        captioner=str(embedded("captioner")),
         policy=policy(),
         domain=folders["guard"] / "domain.safetensors",
         adapter=str(folders["preference"] / "adapter"),

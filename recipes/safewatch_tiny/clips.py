@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 import re
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,14 +56,20 @@ class Clips:
         counts = np.array([len(self._by_length[n]) for n in self._lengths], dtype=float)
         self._weights = counts / counts.sum()
 
-    def group(self, size: int, seed: tuple[int, ...]) -> list[Shown]:
-        """Clips of one length, drawn by a seed."""
+    def group(self, size: int, seed: tuple[int, ...], under: Ruled | None = None) -> list[Shown]:
+        """Clips of one length, drawn by a seed; half of them violate a policy, if one is given and so many do."""
         rng = np.random.default_rng(seed)
         alike = self._by_length[int(rng.choice(self._lengths, p=self._weights))]
-        some = [alike[i] for i in rng.choice(len(alike), min(size, len(alike)), replace=False)]
-        decoded = [Decoded(record, self._reader.read(record.video)) for record in some]
+        order = [alike[i] for i in rng.permutation(len(alike))]
+        if under is not None:
+            found = [bool(under.labels(kinds_of(record))) for record in order]
+            bad = [record for record, is_bad in zip(order, found, strict=True) if is_bad]
+            good = [record for record, is_bad in zip(order, found, strict=True) if not is_bad]
+            bad = bad[: size // 2]
+            order = bad + good[: size - len(bad)]
+        decoded = [Decoded(record, self._reader.read(record.video)) for record in order[:size]]
         clips = labelled(self._vlm, decoded)
-        return [Shown(record, clip) for record, clip in zip(some, clips, strict=True)]
+        return [Shown(one.record, clip) for one, clip in zip(decoded, clips, strict=True)]
 
 
 def asked(record: Record, rng: random.Random) -> tuple[str, str]:
@@ -81,13 +86,3 @@ def asked(record: Record, rng: random.Random) -> tuple[str, str]:
 def _place(record: Record) -> str:
     """The first sentence of its first caption."""
     return re.split(r"(?<=\.) ", record.captions[0].text)[0]
-
-
-def some_captions(shown: Sequence[Shown], rng: random.Random, most: int) -> list[LabelledClip]:
-    """Clips with a few of their captions, in order."""
-    found = []
-    for one in shown:
-        every = range(len(one.clip.captions))
-        picked = sorted(rng.sample(every, min(len(every), rng.randint(1, most))))
-        found.append(replace(one.clip, captions=tuple(one.clip.captions[i] for i in picked)))
-    return found

@@ -275,18 +275,6 @@ UNSEEN: tuple[Kind, ...] = (
 """Kinds that no policy in training speaks of, and no question: each is a category that was never seen. All are
 harmless to the default policy, whose own categories are thereby learned whole."""
 
-SEEN: tuple[Kind, ...] = (
-    ("abuse/animal_abuse", True),
-    ("extreme/torture", True),
-    ("illegal/arson", True),
-    ("illegal/shoplifting", True),
-    ("misinformation/impersonation", True),
-    ("violence/shooting", True),
-    ("safe/cooking", False),
-    ("safe/dog_walk", False),
-)
-"""Kinds that no policy in training speaks of: each is a category that was never seen."""
-
 SEEN: tuple[Kind, ...] = tuple(kind for kind in PHRASES if kind not in UNSEEN)
 
 

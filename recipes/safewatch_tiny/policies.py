@@ -95,22 +95,28 @@ def default_policy() -> Ruled:
     )
 
 
-def sampled(rng: random.Random, kinds: Sequence[Kind] = SEEN) -> Ruled:
+def sampled(rng: random.Random, kinds: Sequence[Kind] = SEEN, *, most: int = 6) -> Ruled:
     """A policy of one to six categories: of the usual themes, or of any kinds under names that say nothing.
 
     Args:
         rng: source of all choices.
         kinds: of which policies may speak.
+        most: at least half as many categories where it is above six. A category is read alone, so a policy of many
+            teaches the reading of one as well, and a video that was read once is asked about each.
     """
-    count = rng.choice((1, 2, 3, 4, 4, 5, 6))
-    if rng.random() < 0.3:
+    count = rng.choice((1, 2, 3, 4, 4, 5, 6)) if most <= 6 else rng.randint(most // 2, most)
+    if count <= 6 and rng.random() < 0.3:
         return ruled(
             [_theme(theme, kinds, rng) for theme in rng.sample(sorted(_THEMES), count)], rng
         )
     names, free = rng.sample(_NAMES, count), rng.sample(list(kinds), len(kinds))
     categories = []
-    for name in names:
-        some = [free.pop() for _ in range(rng.randint(1, 4))]
+    for name in names[: len(kinds)]:
+        # as many as there are kinds for
+        count = min(
+            rng.choice((1, 1, 1, 2, 2, 3, 4)), max(1, len(free) - len(names) + len(categories))
+        )
+        some = [free.pop() for _ in range(count)]
         others = [kind for kind in kinds if kind not in some]
         categories.append((name, some, rng.sample(others, rng.randint(0, 2))))
     return ruled(categories, rng)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from recipes.safewatch_tiny.clips import Clips, Shown
+from recipes.safewatch_tiny.kept import copied_adapter
 from recipes.safewatch_tiny.policies import Ruled, default_policy, sampled
 from recipes.tiny.parts import load_vlm, use_all_cores
 from safelens.assembly import Encoding
@@ -34,6 +35,8 @@ _FILLER = (
 def tune(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
     """Stage: SafeWatch's third, as an adapter on the frozen model of the second."""
     use_all_cores()
+    if copied_adapter(out):
+        return
     vlm = load_vlm(needs["pruning"])
     clips, encoding = Clips(needs, vlm), Encoding("parallel", keep=settings["least"])
     blocks = PolicyBlocks(vlm)

@@ -14,31 +14,30 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
-from recipes.safewatch_tiny.clips import Clips, Shown, asked, some_captions
+from recipes.safewatch_tiny import booleans
+from recipes.safewatch_tiny.clips import Clips, Shown, asked
+from recipes.safewatch_tiny.kept import load_kept, round_weights
+from recipes.safewatch_tiny.kinds import kinds_of
 from recipes.safewatch_tiny.policies import Ruled, default_policy, sampled
 from recipes.tiny.parts import load_vlm, save_vlm, use_all_cores
-from recipes.tiny.reading import repeated
-from safelens import prompts
 from safelens.assembly import Encoding
-from safelens.train.embedder import LabelledClip, Turns, share_at, true_and_false
+from safelens.train.embedder import LabelledClip, Turns, share_at
 from safelens.train.loop import LoopConfig, fit
-from safelens.train.sequences import Example, answer_loss, head_context, teacher_forced
+from safelens.train.sequences import Example, teacher_forced
 from safelens.vlm import VisionLanguageModel
 
-Task = Literal["guardrail", "reason", "told", "captions", "describe", "questions", "repeat"]
-"""`guardrail`: the booleans alone; `reason`: description, explanation and booleans, over captions and scores;
-`told`: the booleans for captions in place of a video. These are under a policy; the others without one."""
+Task = Literal["guardrail", "reason", "captions", "questions"]
+"""`guardrail`: each category's boolean as S1 asks it; `reason`: S2's whole answer. These are under a policy; the
+others without one."""
 GUARDRAIL: tuple[Task, ...] = (
-    *("guardrail", "captions", "told", "questions"),
-    *("reason", "told", "guardrail", "describe"),
-    *("guardrail", "questions", "told", "repeat"),
+    *("guardrail", "guardrail", "guardrail", "guardrail", "guardrail", "guardrail", "reason"),
+    *("guardrail", "guardrail", "guardrail", "questions"),
+    *("guardrail", "guardrail", "guardrail", "captions"),
 )
 """Tasks of the first stage, batch after batch."""
 PRUNING: tuple[Task, ...] = (
-    *("guardrail", "told", "guardrail", "questions"),
-    *("guardrail", "reason", "guardrail", "told"),
+    *("guardrail", "guardrail", "guardrail", "guardrail", "guardrail", "guardrail", "reason"),
 )
 """Of the second."""
 
@@ -49,9 +48,10 @@ class Batches:
     Args:
         vlm: is trained.
         needs: folders of the stages, "train" among them.
-        settings: "batch" clips, in "groups" under a policy each; "seed"; "boolean_weight" of an added loss on
-            an answer's booleans; "own" is the share of groups under the default policy; "least" is the least
-            share of a video's tokens that stays, drawn anew for each batch, or None: all stay.
+        settings: "batch" clips, in "groups" under a policy each; "seed"; "own" is the share of groups under the
+            default policy; "most" categories are in others; "others" weighs what is no boolean: their gradients are many
+            times as long, and would fill the optimizer's momentum; "least" is the least share of a video's tokens that
+            stays, drawn anew for each batch, or None: all stay.
         encoding: how policies are read.
     """
 
@@ -66,80 +66,53 @@ class Batches:
         self.clips = Clips(needs, vlm)
         self._default = default_policy()
         self._plain = Turns(vlm, self._default.policy, encoding=encoding)
-        self._flags = true_and_false(vlm)
 
     def loss(self, task: Task, number: int) -> dict[str, torch.Tensor]:
         """Named losses; "loss" is minimized."""
-        if task in ("guardrail", "reason", "told"):
-            return self._under_policies(task, number)
-        if task == "repeat":
-            return {"loss": self._repeated(number)}
+        if task == "guardrail":
+            return self._booleans(number)
+        found = self._reasoned(number) if task == "reason" else self._plainly(task, number)
+        return {"loss": self.settings["others"] * found, task: found}
+
+    def _plainly(self, task: Task, number: int) -> torch.Tensor:
         shown = self.clips.group(self.settings["batch"], (self.settings["seed"], number, 0))
         examples = self._without_policy(task, shown, self._random(number))
         scored = teacher_forced(self.vlm, self._plain.head_without_policy, examples)
-        loss = torch.stack(scored.losses).mean()
-        return {"loss": loss, task: loss}
+        return torch.stack(scored.losses).mean()
 
-    def _under_policies(self, task: Task, number: int) -> dict[str, torch.Tensor]:
-        groups, least, keep = self.settings["groups"], self.settings["least"], None
-        if least is not None and task != "told":
-            keep = share_at(number, least, self.settings["seed"])
-        size = self.settings["batch"] // groups
-        # what is written out is long, so fewer clips are
-        size = max(1, size // 2) if task == "reason" else size
-        whole, booleans = torch.zeros(2, device=self.vlm.device)
+    def _booleans(self, number: int) -> dict[str, torch.Tensor]:
+        states, truth = [], []
+        groups = self.settings["groups"]
         for group in range(groups):
             rng = self._random(number, group)
-            under = self._default if rng.random() < self.settings["own"] else sampled(rng)
-            turns = Turns(self.vlm, under.policy, encoding=self.encoding)
-            shown = self.clips.group(size, (self.settings["seed"], number, group))
-            clips = [one.under(under) for one in shown]
-            if task == "told":
-                found = self._told(turns, shown, under, rng)
-            else:
-                answers = [
-                    turns.screening(clip.labels)
-                    if task == "guardrail"
-                    else _reasoned(turns, clip, rng)
-                    for clip in clips
-                ]
-                examples = [Example(c.video, (a,)) for c, a in zip(clips, answers, strict=True)]
-                scored = teacher_forced(self.vlm, turns.opening(keep), examples)
-                spans = [row[0] for row in scored.answers]
-                found = (
-                    scored.losses[0],
-                    answer_loss(self.vlm, scored.hidden, scored.ids, spans, only=self._flags),
-                )
-            whole, booleans = whole + found[0] / groups, booleans + found[1] / groups
-        loss = whole + self.settings["boolean_weight"] * booleans
-        return {"loss": loss, task: whole, f"{task} booleans": booleans}
+            under, turns = self._policy(rng, self.settings["most"])
+            shown = self._shown(self.settings["batch"] // groups, number, group, under)
+            videos = [one.clip.video for one in shown]
+            states.append(booleans.of_videos(turns, videos, self._keep(number)))
+            truth.append(_truth(turns, shown, under))
+        loss = booleans.balanced_loss(self.vlm, states, truth)
+        return {"loss": loss, "guardrail": loss, "right": _right(self.vlm, states, truth)}
 
-    def _told(
-        self, turns: Turns, shown: Sequence[Shown], under: Ruled, rng: random.Random
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The booleans for a few captions, without a video: cheap, and all about reading the policy."""
-        pairs = []
-        for clip in some_captions([Shown(s.record, s.under(under)) for s in shown], rng, 4):
-            told = self.vlm.ids(prompts.frame_captions(clip.captions))
-            prompt, answer = turns.screening(clip.labels)
-            pairs.append((torch.cat([told, prompt]), answer))
-        context = head_context(self.vlm, turns.opening())
-        return self._continued(context.fork(len(pairs)).cache, context.position, pairs)
+    def _reasoned(self, number: int) -> torch.Tensor:
+        # what is written out is long, so one group of fewer clips
+        rng = self._random(number)
+        under, turns = self._policy(rng, 6)
+        shown = self._shown(self.settings["batch"] // 2, number, 0, under)
+        answers = [_deliberated(turns, one.under(under), rng) for one in shown]
+        examples = [Example(o.clip.video, (a,)) for o, a in zip(shown, answers, strict=True)]
+        return teacher_forced(self.vlm, turns.opening(self._keep(number)), examples).losses[0]
 
-    def _continued(
-        self, cache: Any, start: int, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        ids = pad_sequence(
-            [torch.cat(pair) for pair in pairs],
-            batch_first=True,
-            padding_value=self.vlm.tokenizer.pad_token_id,
-        )
-        hidden = self.vlm.run(self.vlm.text_inputs(ids, start), cache)
-        spans = [(len(prompt), len(prompt) + len(answer)) for prompt, answer in pairs]
-        return (
-            answer_loss(self.vlm, hidden, ids, spans),
-            answer_loss(self.vlm, hidden, ids, spans, only=self._flags),
-        )
+    def _policy(self, rng: random.Random, most: int) -> tuple[Ruled, Turns]:
+        own = rng.random() < self.settings["own"]
+        under = self._default if own else sampled(rng, most=most)
+        return under, Turns(self.vlm, under.policy, encoding=self.encoding)
+
+    def _shown(self, size: int, number: int, group: int, under: Ruled) -> list[Shown]:
+        return self.clips.group(size, (self.settings["seed"], number, group), under)
+
+    def _keep(self, number: int) -> float | None:
+        least = self.settings["least"]
+        return None if least is None else share_at(number, least, self.settings["seed"])
 
     def _without_policy(
         self, task: Task, shown: Sequence[Shown], rng: random.Random
@@ -151,8 +124,6 @@ class Batches:
                 first, second = rng.sample(clip.captions, 2)
                 pair = (turns.caption(first, first=True), turns.caption(second, first=False))
                 found.append(Example(clip.video, pair))
-            elif task == "describe":
-                found.append(Example(clip.video, (turns.description(clip),)))
             else:
                 found.append(Example(clip.video, (self._question(*asked(one.record, rng)),)))
         return found
@@ -163,29 +134,28 @@ class Batches:
         prompt = self.vlm.ids(chat.tail + chat.closing)
         return prompt, torch.cat([self.vlm.ids(answer), end])
 
-    def _repeated(self, number: int) -> torch.Tensor:
-        """Random words, and the same again: a category is found by its name, whatever it is."""
-        rng, head = self._random(number), self._plain.head_without_policy
-        texts = [repeated(rng) for _ in range(2 * self.settings["batch"])]
-        closing = self._plain.layout.closing
-        pairs = [
-            (torch.cat([head, self.vlm.ids(prompt + closing)]), self.vlm.ids(answer))
-            for prompt, answer in texts
-        ]
-        ids = pad_sequence(
-            [torch.cat(pair) for pair in pairs],
-            batch_first=True,
-            padding_value=self.vlm.tokenizer.pad_token_id,
-        )
-        hidden = self.vlm.run(self.vlm.text_inputs(ids, 0))
-        spans = [(len(prompt), len(prompt) + len(answer)) for prompt, answer in pairs]
-        return answer_loss(self.vlm, hidden, ids, spans)
-
     def _random(self, number: int, group: int = 0) -> random.Random:
         return random.Random(f"{self.settings['seed']}/{number}/{group}")
 
 
-def _reasoned(
+def _truth(turns: Turns, shown: Sequence[Shown], under: Ruled) -> torch.Tensor:
+    """Of each clip, whether it violates each category as the turns list them, bool (B, C)."""
+    found = [under.labels(kinds_of(one.record)) for one in shown]
+    return torch.tensor([[c.id in labels for c in turns.policy.categories] for labels in found])
+
+
+@torch.no_grad()
+def _right(
+    vlm: VisionLanguageModel, states: Sequence[torch.Tensor], truth: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Share of booleans that are right, of what is true and of what is false, the two taken alike."""
+    said = torch.cat([booleans.log_odds(vlm, part).flatten() > 0 for part in states])
+    wanted = torch.cat([part.flatten() for part in truth]).to(said.device)
+    rates = [(said == wanted)[wanted == kind].float().mean() for kind in (True, False)]
+    return torch.stack(rates).nanmean()
+
+
+def _deliberated(
     turns: Turns, clip: LabelledClip, rng: random.Random
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """S2's request, half of the time with true captions, and made-up scores that lean towards the truth; its answer."""
@@ -200,16 +170,22 @@ def _reasoned(
 
 
 def train(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
-    """Stage: ``settings["steps"]`` batches of ``settings["tasks"]``, from the model of ``settings["from"]``."""
+    """Stage: ``settings["steps"]`` batches of ``settings["tasks"]``, from the model of ``settings["from"]``.
+
+    The vision tower stays as it is: it sees already.
+    """
     use_all_cores()
     vlm = load_vlm(needs[settings["from"]])
-    batches = Batches(vlm, needs, settings, Encoding(settings["encoding"]))
-    tasks: Sequence[Task] = settings["tasks"]
+    if not load_kept(vlm, out.name):
+        vlm.model.model.visual.requires_grad_(False)
+        batches = Batches(vlm, needs, settings, Encoding(settings["encoding"]))
+        tasks: Sequence[Task] = settings["tasks"]
 
-    def loss_of_batch(number: int) -> dict[str, torch.Tensor]:
-        return batches.loss(tasks[number % len(tasks)], number)
+        def loss_of_batch(number: int) -> dict[str, torch.Tensor]:
+            return batches.loss(tasks[number % len(tasks)], number)
 
-    learn(vlm, loss_of_batch, out, settings)
+        learn(vlm, loss_of_batch, out, settings)
+        round_weights(vlm)
     save_vlm(vlm, out)
 
 
@@ -225,7 +201,7 @@ def learn(
         warmup=settings["warmup"],
         lr=settings["lr"],
         muon_lr=settings["muon_lr"],
-        checkpoint_every=25,
+        checkpoint_every=20,
         seed=settings["seed"],
     )
     fit(vlm.model, loss_of_batch, config, out, title=out.name.partition("-")[0])

@@ -36,19 +36,20 @@ LARGE, SMALL = 128, 48
 
 @dataclass(frozen=True)
 class DrawnClips:
-    """Arrays of one drawn set: frames of clip i are rows [offset, offset + n)."""
+    """Arrays of one drawn set: frames of clip i are rows [offset, offset + n); no large ones, if none were drawn."""
 
     small: np.ndarray
-    large: np.ndarray
+    large: np.ndarray | None
     clips: list[dict[str, Any]]
 
     @classmethod
     def open(cls, folder: Path) -> DrawnClips:
         """Memory-map what :func:`draw` wrote."""
         lines = (folder / "clips.jsonl").read_text().splitlines()
+        large = folder / "large.npy"
         return cls(
             np.load(folder / "small.npy", mmap_mode="r"),
-            np.load(folder / "large.npy", mmap_mode="r"),
+            np.load(large, mmap_mode="r") if large.exists() else None,
             [json.loads(line) for line in lines],
         )
 

@@ -89,8 +89,12 @@ def policy_intro() -> str:
 
 
 def category_block(category: Category) -> str:
-    """A category as it is read alone: between anchors, without a number, since no place is its own."""
-    return f"<policy>\n{_category_text(category)}\n</policy>\n"
+    """A category as it is read alone: between anchors, without a number, since no place is its own.
+
+    Its name stands behind its rules as well, as answers write it: a model that reads forward knows nothing of the
+    rules where the name stands before them, and is asked for a category by its name.
+    """
+    return f"<policy>\n{_category_text(category)}\n</policy {_quoted(category.name)}>\n"
 
 
 def _category_text(category: Category) -> str:

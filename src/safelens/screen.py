@@ -15,6 +15,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from safelens import prompts
+from safelens.branches import Branches
 from safelens.domain import DomainGuard
 from safelens.domain_features import domain_features
 from safelens.policy import Policy
@@ -84,8 +85,8 @@ class ProbeReader:
 class LabelReader:
     """Scores the label answers in one forward pass, for a model without a probe.
 
-    Each category's answer ``GUARDRAIL: {"<name>":`` continues its own copy of the cache, all in one
-    batch; its probability is that of `` true`` against `` false``. The model answers for each category
+    Each category's answer ``GUARDRAIL: {"<name>":`` continues what the model holds, and none sees another; its
+    probability is that of `` true`` against `` false``. The model answers for each category
     alone, so with odds o_c = p_c / (1 - p_c) the class probabilities are those of "exactly one or
     none is violated": P(c) = o_c / (1 + sum o), P(safe) = 1 / (1 + sum o).
 
@@ -93,19 +94,20 @@ class LabelReader:
         vlm: the model.
         policy: gives the answers.
         closing: what closes the user's turn and opens the assistant's.
-        rows: categories in one batch; more are run in turn, since each holds a copy of the cache.
+        rows: categories in one batch, where each needs a copy of the cache: a convolution would go on from one
+            answer into the next.
     """
 
     def __init__(
         self, vlm: VisionLanguageModel, policy: Policy, closing: str, *, rows: int = 8
     ) -> None:
         self.vlm = vlm
-        opening = prompts.screening_suffix() + closing
-        answers = [vlm.ids(opening + prompts.category_opening(c)) for c in policy.categories]
-        self._batches = [
-            (pad_sequence(part, batch_first=True), torch.tensor([len(a) - 1 for a in part]))
-            for part in (answers[i : i + rows] for i in range(0, len(answers), rows))
-        ]
+        opening, by_name = prompts.screening_suffix() + closing, policy.by_name().categories
+        self._answers = [vlm.ids(opening + prompts.category_opening(c)) for c in by_name]
+        # by name, so that not even the last bits tell the policy's order
+        self._columns = [by_name.index(category) for category in policy.categories]
+        self._branches = Branches.of(self._answers)
+        self._rows = rows
 
     @torch.inference_mode()
     def __call__(
@@ -113,17 +115,27 @@ class LabelReader:
     ) -> torch.Tensor:
         """See :class:`Reader`."""
         question = context()
-        found = []
-        for ids, ends in self._batches:
-            copies = question.fork(len(ids))
-            copies.spent = spent
-            hidden = self.vlm.extend(copies, ids)
-            last = hidden[torch.arange(len(ids)), ends]
-            self.vlm.charge(spent, 0, 0, read=len(last))
-            found.append(self.vlm.choice(self.vlm.logits(last), (prompts.TRUE, prompts.FALSE)))
-        p = torch.cat(found).double().cpu()
+        question.spent = spent
+        last = self._copied(question) if self.vlm.family.reach else self._branched(question)
+        self.vlm.charge(spent, 0, 0, read=len(last))
+        p = self.vlm.choice(self.vlm.logits(last), (prompts.TRUE, prompts.FALSE))
+        p = p.double().cpu()[self._columns]
         odds = p / (1 - p).clamp(min=1e-9)
         return (torch.cat([odds, odds.new_ones(1)]) / (1 + odds.sum())).float()
+
+    def _branched(self, question: Context) -> torch.Tensor:
+        return self.vlm.extend_branches(question, self._branches)
+
+    def _copied(self, question: Context) -> torch.Tensor:
+        found = []
+        for start in range(0, len(self._answers), self._rows):
+            part = self._answers[start : start + self._rows]
+            copies = question.fork(len(part))
+            copies.spent = question.spent
+            hidden = self.vlm.extend(copies, pad_sequence(part, batch_first=True))
+            ends = torch.tensor([len(answer) - 1 for answer in part])
+            found.append(hidden[torch.arange(len(part)), ends])
+        return torch.cat(found)
 
 
 @dataclass(frozen=True)

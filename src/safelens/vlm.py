@@ -28,6 +28,7 @@ from transformers import AutoConfig, AutoProcessor
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import PreTrainedModel
 
+from safelens.branches import Branches, branched
 from safelens.families import family_of, refusal
 from safelens.vlm_attention import group_heads
 from safelens.vlm_cache import Context, Head, Prefilled
@@ -308,6 +309,28 @@ class VisionLanguageModel:
         with self.only(adapter):
             ids = ids.expand(context.rows, -1) if ids.ndim == 1 else ids
             return self.read(context, ids, adapter=adapter)
+
+    @torch.inference_mode()
+    def extend_branches(self, context: Context, branches: Branches) -> torch.Tensor:
+        """Continue a context of one row with several texts, none of which sees another.
+
+        Args:
+            context: is used up; it costs no copy.
+            branches: the texts; only for models without convolutions, which reach from one into the next.
+
+        Returns:
+            Hidden states of each text's last token, shape (C, D).
+        """
+        past, stem = context.length, len(branches.stem)
+        at = context.position + stem
+        inputs = self.text_inputs(branches.stem[None], context.position)
+        with self.only(None):
+            hidden = self.run(branched(branches, inputs, [stem], [at], past), context.cache)
+        context.spent.prompt += stem + len(branches.ids)
+        self.charge(context.spent, stem, past)
+        for part in branches.parts:
+            self.charge(context.spent, len(part), past + stem)
+        return hidden[0, stem + branches.ends]
 
     @torch.inference_mode()
     def extend_slots(

@@ -1,18 +1,23 @@
 """SafeWatch's stages on a handful of drawn clips and a model with random weights; drawn policies and their truth."""
 
 import json
+import math
 import random
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from recipes.safewatch_tiny import preference, training
+from recipes.safewatch_tiny import booleans, kept, preference, start, training
 from recipes.safewatch_tiny.clips import Clips, asked
 from recipes.safewatch_tiny.kinds import PHRASES, SEEN, UNSEEN, kinds_of
 from recipes.safewatch_tiny.policies import default_policy, explained, sampled
 from recipes.tiny import data
+from recipes.tiny.parts import sets_of
 from safelens.safeworld.scenarios import Scenario
 from safelens.safeworld.scene import SCENARIOS
+from safelens.screen import Screener
+from safelens.train.embedder import Turns, true_and_false
 from safelens.train.tiny_vlm import build_vlm
 from safelens.vlm import VisionLanguageModel
 
@@ -22,7 +27,8 @@ SETTINGS = {
     "groups": 2,
     "steps": 1,
     "warmup": 1,
-    "boolean_weight": 1.0,
+    "most": 10,
+    "others": 0.1,
     "lr": 1e-3,
     "muon_lr": 0.01,
     "seed": 0,
@@ -115,6 +121,76 @@ def test_each_task_has_a_loss_that_trains(needs, vlm, encoding):
         assert again["loss"].item() == pytest.approx(found["loss"].item(), rel=1e-4)
     weight = vlm.model.model.language_model.layers[0].self_attn.k_proj.weight
     assert weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("encoding", "keep"), [("parallel", None), ("parallel", 0.3), ("sequential", None)]
+)
+def test_booleans_are_trained_as_s1_asks_them(needs, vlm, encoding, keep):
+    from safelens.assembly import Encoding
+
+    how = Encoding(encoding, keep=keep)
+    under = sampled(random.Random(4), most=8)
+    turns = Turns(vlm, under.policy, encoding=how)
+    shown = Clips(needs, vlm).group(3, (0, 1), under)
+    with torch.no_grad():
+        states = booleans.of_videos(turns, [one.clip.video for one in shown], keep)
+        odds = booleans.log_odds(vlm, states)
+    screener = Screener(vlm, under.policy, prompt=how.prompt(vlm, under.policy, "policy_first"))
+    reader = data.DrawnReader(sets_of(needs), "small")
+    for row, one in zip(odds, shown, strict=True):
+        [used] = screener.screen([reader.read(one.record.video)])
+        for value, category in zip(row, turns.policy.categories, strict=True):
+            wanted = math.log(used.scores[category.id] / used.scores["safe"])
+            assert float(value) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_what_is_true_weighs_as_much_as_what_is_false(vlm):
+    states = torch.randn(2, 3, vlm.hidden_size)
+    truth = torch.tensor([[True, False, False], [False, False, False]])
+    yes, no = true_and_false(vlm)
+    logits = vlm.model.lm_head(states).detach().log_softmax(-1)
+    false = -logits[..., no][~truth].mean()
+    wanted = (false - logits[0, 0, yes]) / 2
+    found = booleans.balanced_loss(vlm, [states[:1], states[1:]], [truth[:1], truth[1:]])
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert float(booleans.balanced_loss(vlm, [states[1:]], [truth[1:]])) == pytest.approx(
+        float(-logits[1, :, no].mean()), rel=1e-5
+    )
+
+
+def test_half_of_the_clips_violate_a_policy_that_is_given(needs, vlm):
+    clips, own = Clips(needs, vlm), default_policy()
+    for seed in range(5):
+        shown = clips.group(4, (seed,), own)
+        assert len({one.record.id for one in shown}) == len(shown)
+        assert sum(bool(one.record.labels) for one in shown) <= 2
+    assert any(one.record.labels for one in clips.group(4, (0,), own))
+
+
+def test_a_kept_stage_is_not_trained_again(needs, vlm, tmp_path, monkeypatch):
+    monkeypatch.setattr(kept, "KEPT", tmp_path / "kept")
+    settings = SETTINGS | {"tasks": ["guardrail"], "from": "base"}
+    first, again = (tmp_path / work / "guardrail-0123" for work in ("one", "two"))
+    training.train(first, settings, needs)
+    assert kept.keep(tmp_path / "one") == []  # it has not finished
+    (first / "stage.json").write_text("{}")
+    [file] = kept.keep(tmp_path / "one")
+    assert file.name == "guardrail-0123.safetensors"
+    training.train(again, settings, needs)
+    assert not (again / "log.jsonl").exists()
+    one, two = (load_file(folder / "model" / "model.safetensors") for folder in (first, again))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    training.train(tmp_path / "guardrail-4567", settings, needs)
+    assert (tmp_path / "guardrail-4567" / "log.jsonl").exists()
+
+
+def test_the_stages_begin_with_the_embedded_bundle(tmp_path):
+    start.begin(tmp_path, {"sha256": start.digest()}, {})
+    assert (tmp_path / "model" / "config.json").is_file()
+    with pytest.raises(ValueError, match="has changed"):
+        start.begin(tmp_path, {"sha256": "0" * 64}, {})
 
 
 def test_the_stages_follow_each_other(needs, tmp_path):

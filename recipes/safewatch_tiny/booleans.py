@@ -1,0 +1,121 @@
+"""Every category's boolean as S1 asks it: on a continuation of its own, all of them in one pass.
+
+Knows rows of tokens and what continues them. Knows nothing of clips or of how policies are drawn.
+
+In one answer that lists all categories the second boolean is told by the first, and whatever is learned there is
+not what S1 is asked.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from transformers.cache_utils import Cache
+
+from safelens import prompts
+from safelens.branches import Branches, branched
+from safelens.safewatch.parallel import ParallelPrompt
+from safelens.train.embedder import Turns, true_and_false
+from safelens.train.sequences import head_context
+from safelens.vlm import EncodedVideo, VisionLanguageModel
+from safelens.vlm_cache import Context
+
+
+class _Openings:
+    """The answers' openings of a policy's categories; the tail is what comes before them."""
+
+    def __init__(self, turns: Turns) -> None:
+        self.vlm = turns.vlm
+        openings = [self.vlm.ids(prompts.category_opening(c)) for c in turns.policy.categories]
+        self._branches = Branches.of(openings)
+        self.tail = torch.cat([turns.question, turns.closing, self._branches.stem])
+
+    def states(
+        self,
+        cache: Cache,
+        past: int,
+        inputs: Mapping[str, torch.Tensor],
+        lengths: Sequence[int],
+        positions: Sequence[int],
+    ) -> torch.Tensor:
+        """States before each boolean, (B, C, D), behind rows that end with the tail.
+
+        Args:
+            cache: is continued; of ``past`` tokens.
+            past: how many.
+            inputs: of the rows.
+            lengths: real tokens of each.
+            positions: what comes behind each.
+        """
+        hidden = self.vlm.run(branched(self._branches, inputs, lengths, positions, past), cache)
+        return hidden[:, inputs["input_ids"].shape[1] + self._branches.ends]
+
+    def texts(
+        self, cache: Cache, past: int, texts: Sequence[torch.Tensor], at: int
+    ) -> torch.Tensor:
+        """The same for rows of text, (L,) each, from rotary position ``at`` on."""
+        pad = self.vlm.tokenizer.pad_token_id or 0
+        ids = pad_sequence(list(texts), batch_first=True, padding_value=pad)
+        lengths = [len(text) for text in texts]
+        inputs = self.vlm.text_inputs(ids, at)
+        return self.states(cache, past, inputs, lengths, [at + length for length in lengths])
+
+
+def of_videos(
+    turns: Turns, videos: Sequence[EncodedVideo], keep: float | None = None
+) -> torch.Tensor:
+    """States before each category's boolean, (B, C, D), behind videos under a policy; gradients flow.
+
+    Args:
+        turns: model, policy, question.
+        videos: one a row.
+        keep: share of the videos' tokens that stay.
+    """
+    openings, opening = _Openings(turns), turns.opening(keep)
+    if isinstance(opening, ParallelPrompt) and not opening.shares_head:
+        found: dict[int, torch.Tensor] = {}
+        alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+        contexts = opening.contexts(videos)
+        for row, context in enumerate(contexts):
+            alike[context.length, context.position].append(row)
+        for (past, position), rows in alike.items():
+            cache = Context.stack([contexts[row] for row in rows]).cache
+            told = openings.texts(cache, past, [openings.tail] * len(rows), position)
+            found |= dict(zip(rows, told, strict=True))
+        return torch.stack([found[row] for row in range(len(videos))])
+    head = head_context(turns.vlm, opening)
+    laid = turns.vlm.video_rows(head.position, videos, [openings.tail] * len(videos))
+    cache = head.fork(len(videos)).cache
+    return openings.states(cache, head.length, laid.inputs, laid.lengths, laid.next_positions)
+
+
+def log_odds(vlm: VisionLanguageModel, states: torch.Tensor) -> torch.Tensor:
+    """Of true against false, (B, C)."""
+    both: torch.Tensor = F.linear(states, vlm.model.lm_head.weight[true_and_false(vlm)]).float()
+    return both[..., 0] - both[..., 1]
+
+
+def balanced_loss(
+    vlm: VisionLanguageModel, states: Sequence[torch.Tensor], truth: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Cross-entropy of booleans over the vocabulary, in which all that is true weighs as much as all that is false.
+
+    What is true is rare, and answering by that alone is the first that a model learns and the last that it leaves.
+
+    Args:
+        vlm: gives the head.
+        states: of each group, (B, C, D).
+        truth: of each group, bool (B, C).
+    """
+    told = torch.cat([part.flatten(0, 1) for part in states])
+    is_true = torch.cat([part.flatten() for part in truth]).to(told.device)
+    yes, no = true_and_false(vlm)
+    losses = F.cross_entropy(
+        vlm.model.lm_head(told).float(), torch.where(is_true, yes, no), reduction="none"
+    )
+    parts = [losses[is_true == kind].mean() for kind in (True, False) if (is_true == kind).any()]
+    return torch.stack(parts).mean()
