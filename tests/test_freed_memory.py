@@ -8,7 +8,7 @@ import pytest
 
 FAULTS = """
 import resource, torch
-from safelens.freed_memory import keep_freed_memory
+from safelens.freed_memory import give_back_freed_memory, keep_freed_memory
 def faults(keep):
     keep_freed_memory(keep)
     held = [torch.ones(1) for _ in range(2)]
@@ -19,7 +19,12 @@ def faults(keep):
     for _ in range(4):
         torch.ones(16 * 2**20)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 print(keep_freed_memory(), faults(False), faults(True))
+before = resident()
+give_back_freed_memory()
+print(before - resident())
 """
 
 
@@ -28,7 +33,8 @@ def test_pages_are_kept_until_told_otherwise():
     done = subprocess.run(
         [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True
     )
-    known, usual, kept = done.stdout.split()
+    known, usual, kept, given_back = done.stdout.split()
     assert known == "True"
     assert int(kept) < 200
     assert int(usual) > 100 * max(1, int(kept))
+    assert int(given_back) > 60e6

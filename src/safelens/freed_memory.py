@@ -35,3 +35,10 @@ def keep_freed_memory(keep: bool = True) -> bool:
         threshold = _KEPT if keep else _USUAL
         return bool(mallopt(_MMAP_THRESHOLD, threshold) and mallopt(_TRIM_THRESHOLD, threshold))
     return False
+
+
+def give_back_freed_memory() -> None:
+    """Return to the kernel what is free now, where the C library knows how."""
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)

@@ -250,7 +250,8 @@ def test_videos_end_to_end_with_a_small_model(tmp_path, videos, vlm_dir, caption
     other = run(videos, *options[:-1], 0.5, "--out", out, "--resume")
     assert (other.exit_code, "tau 1.01, now 0.5" in other.stderr) == (2, True)
 
-    second = run(videos, *options, "--out", out, "--resume", "--report", page)
+    wide = {"COLUMNS": "200"}  # the table does not break a name, however long the folder's is
+    second = run(videos, *options, "--out", out, "--resume", "--report", page, env=wide)
     assert second.exit_code == 1, second.output  # notes.txt
     assert "1 of 4 are in" in second.stderr
     assert out.read_text().startswith(first.stdout)

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from safelens.freed_memory import give_back_freed_memory
+
 _PROCESS = Path("/proc/self")
 Bytes = Annotated[int, Field(ge=0)] | None
 
@@ -43,6 +45,7 @@ class MemoryMeter:
 
     def __init__(self) -> None:
         gc.collect()  # models of earlier systems, which refer to themselves
+        give_back_freed_memory()
         try:
             # 5 sets VmHWM to what is resident now: proc_pid_clear_refs(5)
             (_PROCESS / "clear_refs").write_text("5")
