@@ -22,7 +22,7 @@ from recipes.stages import Stage, run
 TRUE_SHAPE = {"clips": 24, "plain-clips": 3, "repeats": 2, "length": 200}
 TINY = {"clips": 24, "repeats": 5}
 DECODING = {"repeats": 3}
-SCALING = {"videos": 5_000, "repeats": 3}
+SCALING = {"videos": 2_000, "repeats": 3}
 BOUNDS = {"repeats": 3}
 DENSE = "720p-gop250.mp4"
 """The file by which keyframes are measured against torchcodec."""
