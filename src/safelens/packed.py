@@ -3,7 +3,7 @@
 Knows oneDNN's packed weights, which are for use alone: no gradient goes through them. A weight as PyTorch keeps it is
 laid out anew in each product. That costs most where tokens are few, as in S2's passes and captions, and more in
 float32, the CPU's default, than in bfloat16. A GELU behind a product is part of it then: by itself it reads and writes
-all that the product gives once more, and in bfloat16 took a sixth of the vision tower's time.
+all that the product gives once more, and in bfloat16 took a sixth of the time of screening.
 """
 
 from __future__ import annotations
