@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
+_PIPE_WIDTH = 10_000
 _MAX_NOTES = 20
 _HERE = (
     *("bundle", "policy", "tau", "model", "captioner", "layout"),
@@ -494,7 +495,8 @@ class Run:
         from safelens.report import OUTCOMES
 
         if not self.as_json:
-            console = Console() if sys.stdout.isatty() else Console(width=120)
+            # In a file or a pipe no name is broken over lines, so that it is found by searching.
+            console = Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
             print_table(self.rows, console)
             for note in self.notes[:_MAX_NOTES]:
                 console.print(f"- {note}", markup=False, highlight=False, soft_wrap=True)
