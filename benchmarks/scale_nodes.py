@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -227,6 +228,8 @@ def main() -> None:
     args = parser.parse_args()
     check()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the network is removed
+    # All nodes need the same: Ray's head asks for a token as soon as one lies in the home folder.
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     before = machine()
     drawn = Stage("world", world, {"clips": args.clips, "parts": []})
     here = Stage("local", local, {"clips": args.clips}, (drawn,))
