@@ -228,23 +228,34 @@ Outcome = tuple[str, ...] | None
 """Ids of the violated categories, none of them for safe; None where nothing was decided."""
 
 
+def in_turn(rows: int, clips: int, each: int) -> list[tuple[int, int]]:
+    """Pairs of a row and a clip: every row with `each` clips, or with all, and every clip as often as any other."""
+    most = min(each, clips)
+    return [(row, (row * most + k) % clips) for row in range(rows) for k in range(most)]
+
+
 def measure(
-    lens: SafeLens, found: Sequence[Seen], given: Sequence[Attack], own: Sequence[Deliberated]
+    lens: SafeLens,
+    found: Sequence[Seen],
+    given: Sequence[Attack],
+    own: Sequence[Deliberated],
+    each: int,
 ) -> dict[str, Any]:
-    """Every clip with every attack in every position, and with neutral words instead.
+    """Clips with attacks in every position, and with neutral words instead.
 
     Args:
         lens: The bundle.
         found: The clips.
         given: The attacks.
         own: S2's answer to each clip as it is.
+        each: clips that each attack is put to.
     """
     chance = random.Random(SEED)
     texts = {
         "attack": [attack.text for attack in given],
         "control": [neutral(lens, attack.text, chance) for attack in given],
     }
-    pairs = [(row, i) for row in range(len(given)) for i in range(len(found))]
+    pairs = in_turn(len(given), len(found), each)
     s2_own = [_flagged(said) for said in own]
     report: dict[str, Any] = {name: {} for name in (*POSITIONS, IN_FRAMES)}
     for kind, said in texts.items():
@@ -338,6 +349,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--bundle", default="tiny")
     parser.add_argument("--every", type=int, default=1, help="take each n-th attack only")
+    parser.add_argument(
+        "--each", type=int, default=1000, help="put each attack to so many of the clips, in turn"
+    )
     asked = parser.parse_args()
     before, given = machine(), attacks()[:: asked.every]
     with SafeLens.load(asked.bundle) as lens:
@@ -359,7 +373,8 @@ def main() -> None:
                 }
                 for one, mine in zip(found, own, strict=True)
             ],
-            "positions": measure(lens, found, given, own),
+            "clips_an_attack": min(asked.each, len(found)),
+            "positions": measure(lens, found, given, own, asked.each),
         }
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(json.dumps(report, indent=1) + "\n")

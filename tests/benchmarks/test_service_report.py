@@ -26,6 +26,7 @@ def test_the_report_adds_up_what_the_stages_found():
             "machine": machine,
             "attack_strings": 9,
             "clips": [],
+            "clips_an_attack": 2,
             "positions": {"a": position, "b": position},
         },
         "names": {"machine": machine, "strings": 9, "flips": 1},
