@@ -25,7 +25,7 @@ from recipes.machine import machine
 from recipes.stages import Stage, run
 from safelens.cli._progress import progress
 from safelens.engine.plan import Measured
-from safelens.engine.simulate import simulate
+from safelens.engine.simulate import Simulated, simulate
 from safelens.engine.verdicts import read_verdicts
 from safelens.line_log import LineLog
 from safelens.verdict import Verdict
@@ -216,16 +216,18 @@ def median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-def planned(measured: Measured, counts: list[int], screen: int, deliberate: int) -> float:
-    """What the simulator says of a timed run: seconds a clip."""
+def planned(
+    measured: Measured, counts: list[int], screen: int, deliberate: int
+) -> tuple[float, Simulated]:
+    """What the simulator says of a timed run: seconds a clip, and the longer run."""
     import numpy as np
 
     rng = np.random.default_rng(0)
     few, many = (
-        simulate(np.zeros(n), *measured.draw(n, rng), screen=screen, deliberate=deliberate).end
+        simulate(np.zeros(n), *measured.draw(n, rng), screen=screen, deliberate=deliberate)
         for n in counts
     )
-    return (many - few) / (counts[1] - counts[0])
+    return (many.end - few.end) / (counts[1] - counts[0]), many
 
 
 # -- all of it --------------------------------------------------------------------------------------------
@@ -292,13 +294,29 @@ def main() -> None:
 
 def simulator(
     folders: dict[str, Path], middle: dict[str, float], counts: list[int]
-) -> dict[str, dict[str, float]]:
-    """Three runs as they were and as they are simulated, each from the seconds in its own verdicts."""
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Three runs as they were and as they are simulated, each from the seconds in its own verdicts.
+
+    Seconds a clip are a backlog's delay over its clips; `busy` is the share of time that a stage's replicas worked.
+    """
     found = {}
     for name, screen in (("ray_s1", 1), ("ray_2_s1", 2), ("ray_both", 1)):
         measured = Measured.of(read_verdicts(folders[name] / f"0-{counts[1]}"))
-        said = planned(measured, counts, screen, 1)
-        found[name] = {"measured": middle[name], "simulated": said, "ratio": said / middle[name]}
+        said, many = planned(measured, counts, screen, 1)
+        was = {
+            "seconds_a_clip": middle[name],
+            "screen_busy": float(measured.screen_s.mean()) / (screen * middle[name]),
+            "deliberate_busy": measured.escalated
+            * float(measured.deliberate_s.mean())
+            / middle[name],
+        }
+        will = {
+            "seconds_a_clip": said,
+            "screen_busy": many.screen_busy,
+            "deliberate_busy": many.deliberate_busy,
+        }
+        ratio = {key: will[key] / was[key] for key in was if was[key]}
+        found[name] = {"measured": was, "simulated": will, "ratio": ratio}
     return found
 
 
