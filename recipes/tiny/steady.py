@@ -53,10 +53,7 @@ def steady(unsteady: Stage) -> Stage:
         "share": 0.75,
         "longest": 48,
     }
-    short = Stage("steady", train, settings, (FRESH, unsteady, answers))
-    # then more words than are cheap to learn from: S2 that has read 48 at most is moved by a hundred
-    longer = settings | {"steps": 120, "longest": 160}
-    return Stage("steadier", train, longer, (FRESH, unsteady, answers, short))
+    return Stage("steady", train, settings, (FRESH, unsteady, answers))
 
 
 def take(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
@@ -102,7 +99,6 @@ def train(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
     """Stage: go on training the adapter, words that say nothing in the captions, its own answers as the goal."""
     use_all_cores()
     bundle = needs["unsteady"] / "bundle"
-    before = needs["steady"] / "adapter" if "steady" in needs else bundle / ADAPTER
     vlm = VisionLanguageModel.load(bundle / MODEL, frame_pixels=FRAME_PIXELS)
     reader = DrawnReader({"fresh": DrawnClips.open(needs["fresh"])}, "small")
     records = [
@@ -132,7 +128,7 @@ def train(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
         batch_at,
         out,
         config,
-        start=before,
+        start=bundle / ADAPTER,
         boolean_weight=settings["boolean_weight"],
     )
 

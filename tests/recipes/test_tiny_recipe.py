@@ -47,7 +47,6 @@ SMALL = {
     "fresh": {"clips": 12},
     "answers": {"batch": 4, "clips": 12},
     "steady": {"steps": 2, "batch": 2},
-    "steadier": {"steps": 2, "batch": 2},
 }
 
 
@@ -89,7 +88,7 @@ def undisturbed(tmp_path_factory) -> Path:
 def test_what_it_packs_moderates(undisturbed, tmp_path):
     stages = {stage.name: stage for stage in in_order(small(STEADY))}
     parts = {s.name: stages[s.name].folder(undisturbed) for s in (EMBEDDER, CAPTIONER, FAST)}
-    adapter = stages["steadier"].folder(undisturbed)
+    adapter = stages["steady"].folder(undisturbed)
     pack(parts | {"reasoner": adapter}, tmp_path / "bundle")
     with SafeLens.load(str(tmp_path / "bundle")) as lens:
         found = lens.moderate(next((ROOT / "samples").glob("safe*.mp4"))).verdict
