@@ -94,7 +94,7 @@ Shards = Annotated[
 
 
 class MapEngine(StrEnum):
-    """Where a curating command's model runs."""
+    """Where the model of a command that curates or evaluates runs."""
 
     local = "local"
     ray = "ray"
@@ -284,7 +284,7 @@ def pools(given: Mapping[str, Any]) -> tuple[Pool, Pool]:
 
 
 def map_pool(engine: MapEngine, **given: Any) -> Pool | None:
-    """The processes of a curating command; None where it works here. Ends the command where options do not fit."""
+    """The processes of such a command; None where it works here. Ends the command where options do not fit."""
     if engine is MapEngine.local:
         wrong = next((name for name, value in given.items() if value is not None), None)
         if wrong is not None:

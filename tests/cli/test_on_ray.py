@@ -1,0 +1,74 @@
+"""Commands on a real cluster of this machine, a process killed: what they write is what one machine writes."""
+
+import sys
+from contextlib import nullcontext
+
+import pytest
+import ray.cloudpickle
+from typer.testing import CliRunner
+
+from safelens.cli import app
+from safelens.data.records import read_records, write_records
+from safelens.engine import cluster as engine_cluster
+from safelens.engine import mapping
+from safelens.engine.cluster import Pool, connected
+from safelens.safeworld.writer import write_dataset
+from safelens.train import states
+
+# Actors have no path to this folder.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+FRAME = ["--frame-pixels", 48 * 48]
+NAMES = ("violence", "sexual", "safe")
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [*map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Options that have a command run on a cluster, which all commands of this file share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with connected(None, [Pool(2, 2, cpus=0.5)]):
+            for module in (engine_cluster, mapping):
+                patch.setattr(module, "connected", lambda *_: nullcontext())
+            yield ["--engine", "ray", "--actor-cpus", 0.5]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Twelve training and six validation clips of three made-up classes; one of these is damaged."""
+    out = tmp_path_factory.mktemp("world")
+    write_dataset(out, clips=18, seed=3)
+    records = []
+    for i, record in enumerate(read_records(out / "records.jsonl")):
+        name = NAMES[i % 3]
+        changes = {
+            "labels": () if name == "safe" else (name,),
+            "response": None,
+            "split": "train" if i < 12 else "val",
+        }
+        records.append(record.model_copy(update=changes))
+    (out / records[12].video).write_bytes(b"no video")
+    write_records(out / "records.jsonl", records)
+    return out / "records.jsonl", records
+
+
+def test_scores_are_those_of_one_machine(world, vlm_dir, cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(states, "CHUNK", 4)
+    fixed = ["curate", "scores", world[0], "--model", vlm_dir, "--folds", 2, "--steps", 3, *FRAME]
+    done = [
+        run(*fixed, "--out", tmp_path / f"{name}.jsonl", *more)
+        for name, more in (("here", ()), ("there", cluster))
+    ]
+    assert [d.exit_code for d in done] == [1, 1], done[1].output  # a video cannot be read
+    assert f"{world[1][12].id}: left out: " in done[1].stderr
+    here, there = (read_records(tmp_path / f"{name}.jsonl") for name in ("here", "there"))
+    assert len(there) == 17
+    assert there == here
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "there.jsonl.states").iterdir()}
+    again = run(*fixed, "--out", tmp_path / "there.jsonl")
+    assert "17 records scored" in again.stdout
+    assert read_records(tmp_path / "there.jsonl") == there
+    assert {p: p.stat().st_mtime_ns for p in files} == files, "nothing is screened twice"
