@@ -1,13 +1,19 @@
 """Commands on a real cluster of this machine, a process killed: what they write is what one machine writes."""
 
+import os
+import signal
 import sys
 from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import ray.cloudpickle
 from typer.testing import CliRunner
 
 from safelens.cli import app
+from safelens.curate import passes
+from safelens.curate.passes import InfluenceStore
 from safelens.data.records import read_records, write_records
 from safelens.engine import cluster as engine_cluster
 from safelens.engine import mapping
@@ -53,6 +59,65 @@ def world(tmp_path_factory):
     (out / records[12].video).write_bytes(b"no video")
     write_records(out / "records.jsonl", records)
     return out / "records.jsonl", records
+
+
+@dataclass(frozen=True)
+class Hurt:
+    """A work whose process dies with the first block that any is given."""
+
+    work: Any
+    sign: str
+
+    def load(self):
+        run = self.work.load()
+
+        def hurt(items):
+            try:
+                open(self.sign, "x").close()
+            except FileExistsError:
+                return run(items)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        return hurt
+
+
+@pytest.fixture
+def killed(tmp_path, monkeypatch):
+    """Kills one process of what is mapped; gives the file that tells that it did."""
+    mapped, sign = mapping.mapped, tmp_path / "killed"
+    monkeypatch.setattr(
+        mapping,
+        "mapped",
+        lambda work, *rest: mapped(Hurt(work, str(sign)), *rest),
+    )
+    return sign
+
+
+def rows(folder, part):
+    """What influence stored of a pass."""
+    return InfluenceStore.open(folder / "checkpoint-0").rows(part).to_pylist()
+
+
+def test_influence_is_that_of_one_machine(world, vlm_dir, cluster, killed, tmp_path, monkeypatch):
+    monkeypatch.setattr(passes, "CHUNK", 6)
+    fixed = ["curate", "influence", world[0], "--model", vlm_dir, "--rank", 4, *FRAME]
+    here = run(*fixed, "--out", tmp_path / "here")
+    there = run(*fixed, "--out", tmp_path / "there", *cluster)
+    assert here.exit_code == there.exit_code == 0, there.output
+    assert killed.exists()
+    for part in ("val", "train"):
+        for a, b in zip(*(rows(tmp_path / name, part) for name in ("here", "there")), strict=True):
+            for name in a:
+                exact = name in ("id", "label", "error") or a["error"] is not None
+                assert b[name] == (
+                    a[name] if exact else pytest.approx(a[name], rel=1e-5, nan_ok=True)
+                ), name
+    lost = tmp_path / "there" / "checkpoint-0" / "train-00001.parquet"
+    files = {p: p.stat().st_mtime_ns for p in lost.parent.iterdir()}
+    lost.unlink()
+    assert run(*fixed, "--out", tmp_path / "there").exit_code == 0
+    again = {p: p.stat().st_mtime_ns for p in lost.parent.iterdir()}
+    assert {p for p in files if again[p] != files[p]} == {lost}, "what is there is not run again"
 
 
 def test_scores_are_those_of_one_machine(world, vlm_dir, cluster, tmp_path, monkeypatch):
