@@ -18,6 +18,9 @@ from safelens.data.records import read_records, write_records
 from safelens.engine import cluster as engine_cluster
 from safelens.engine import mapping
 from safelens.engine.cluster import Pool, connected
+from safelens.evaluate.answer_log import read_answers
+from safelens.evaluate.run import run_system, take_samples
+from safelens.evaluate.safelens_system import SafeLensSystem
 from safelens.safeworld.writer import write_dataset
 from safelens.train import states
 
@@ -137,3 +140,25 @@ def test_scores_are_those_of_one_machine(world, vlm_dir, cluster, tmp_path, monk
     assert "17 records scored" in again.stdout
     assert read_records(tmp_path / "there.jsonl") == there
     assert {p: p.stat().st_mtime_ns for p in files} == files, "nothing is screened twice"
+
+
+def test_evaluation_is_that_of_one_machine(world, bundle_dir, cluster, tmp_path, monkeypatch):
+    data, file = tmp_path / "records.jsonl", tmp_path / "systems.yaml"
+    records = [r.model_copy(update={"video": str(r.video_path(world[0]))}) for r in world[1][9:14]]
+    write_records(data, records)
+    bundle = os.path.relpath(bundle_dir, tmp_path)
+    file.write_text(f"systems:\n  small: {{kind: safelens, bundle: '{bundle}'}}\n")
+    out = tmp_path / "there"
+    monkeypatch.chdir(tmp_path)
+    done = run("evaluate", data, "--systems", file.name, "--out", out, *cluster)
+    assert done.exit_code == 1, done.output  # a video cannot be read
+    system, samples = SafeLensSystem("small", str(bundle_dir)), take_samples(records)
+    for stage, here in run_system("small", system, samples, tmp_path / "here").answers.items():
+        there = read_answers(out / "answers" / "small" / f"{stage}.jsonl")
+        assert [a.outcome == "failed" for a in there] == [False, False, False, True, False]
+        for a, b in zip(here, there, strict=True):
+            assert a.seconds.keys() == b.seconds.keys()
+            assert a == b.model_copy(update={"seconds": a.seconds})
+    again = run_system("small", system, samples, out)
+    assert again.earlier == 4
+    assert again.memory.host_bytes > 0
