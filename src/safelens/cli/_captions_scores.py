@@ -89,13 +89,7 @@ def captions(
     from safelens.line_log import LineLog, LogError, claim
     from safelens.vlm_loading import files_digest
 
-    pool = map_pool(
-        engine,
-        ray_address=ray_address,
-        actors=actors,
-        actor_cpus=actor_cpus,
-        actor_gpus=actor_gpus,
-    )
+    pool = map_pool(engine, ray_address, actors, actor_cpus, actor_gpus)
     _check_out(out, data)
     read, _ = read_data(data, videos_root, policy)
     warn_left_out(read.left_out)
@@ -217,21 +211,17 @@ def scores(
     """
     from safelens.cli._inputs import (
         collect,
+        everywhere,
         read_data,
         screening,
         state_store,
         stopping,
         warn_left_out,
     )
+    from safelens.train.states import ScreenWork
 
     encoding = encoding_of(policy_encoding, prune, prune_layer)
-    pool = map_pool(
-        engine,
-        ray_address=ray_address,
-        actors=actors,
-        actor_cpus=actor_cpus,
-        actor_gpus=actor_gpus,
-    )
+    pool = map_pool(engine, ray_address, actors, actor_cpus, actor_gpus)
     _check_out(out, data)
     if held_out is not None and not 0 < held_out < 1:
         fail(f"--held-out {held_out}: expected a share between 0 and 1")
@@ -241,16 +231,9 @@ def scores(
     if not records:
         fail(f"{data} has no records")
     _check_classes(records, used, 2 if held_out is not None else folds)
-    run = screening(
-        model,
-        used,
-        layout,
-        encoding,
-        frame_pixels=frame_pixels,
-        batch=batch,
-        pool=pool,
-        address=ray_address,
-    )
+    source = everywhere(model)
+    work = ScreenWork(source, used, layout.value, encoding, frame_pixels, batch)
+    run = screening(work, pool, ray_address)
     with stopping():
         folder = states or out.with_name(f"{out.name}.states")
         store = state_store(folder, model, used, layout, frame_pixels, encoding)

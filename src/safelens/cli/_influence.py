@@ -86,13 +86,7 @@ def influence(
     from safelens.curate.passes import CurationError
     from safelens.engine.cluster import EngineError
 
-    pool = map_pool(
-        engine,
-        ray_address=ray_address,
-        actors=actors,
-        actor_cpus=actor_cpus,
-        actor_gpus=actor_gpus,
-    )
+    pool = map_pool(engine, ray_address, actors, actor_cpus, actor_gpus)
     if learning_rate and len(learning_rate) != len(model):
         fail(f"{len(learning_rate)} learning rates for {len(model)} models; expected one each")
     train, validation, used = parts_of(data, val, videos_root, policy)

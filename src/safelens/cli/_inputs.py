@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from safelens.engine.mapping import Run
     from safelens.policy import Policy
     from safelens.train.state_store import StateStore
-    from safelens.train.states import Row, States
+    from safelens.train.states import Row, ScreenWork, States
     from safelens.video import VideoReader
     from safelens.vlm import VisionLanguageModel
 
@@ -80,24 +80,13 @@ def check_layer(vlm: VisionLanguageModel, encoding: Encoding) -> None:
 
 
 def screening(
-    model: str,
-    policy: Policy,
-    layout: LayoutName,
-    encoding: Encoding,
-    *,
-    frame_pixels: int,
-    batch: int,
-    pool: Pool | None = None,
-    address: str | None = None,
+    work: ScreenWork, pool: Pool | None = None, address: str | None = None
 ) -> Run[Record, Row | str]:
-    """How `collect` has clips screened; ends the command where the model cannot be used."""
+    """How `collect` has clips screened; ends the command where the model cannot be used here."""
     from safelens.engine.mapping import run_of
-    from safelens.train.states import ScreenWork
     from safelens.vlm_loading import ModelLoadError
 
-    source = everywhere(model)
     try:
-        work = ScreenWork(source, policy, layout.value, encoding, frame_pixels, batch)
         return run_of(work, pool, address)
     except ModelLoadError as error:
         fail(str(error))

@@ -95,13 +95,7 @@ def evaluate(
     from safelens.evaluate.systems import build_systems, read_systems
     from safelens.line_log import LogError
 
-    pool = map_pool(
-        engine,
-        ray_address=ray_address,
-        actors=actors,
-        actor_cpus=actor_cpus,
-        actor_gpus=actor_gpus,
-    )
+    pool = map_pool(engine, ray_address, actors, actor_cpus, actor_gpus)
     try:
         file = read_systems(systems).only(only or [])
         grader = None if judge is None else read_judge(judge, out / "judge")

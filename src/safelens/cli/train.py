@@ -178,11 +178,12 @@ def probe(
     from safelens.domain import DomainGuard
     from safelens.domain_features import domain_views
     from safelens.probe import ProbeConfig, fit_probe
+    from safelens.train.states import ScreenWork
 
     encoding = encoding_of(policy_encoding, prune, prune_layer)
     records, used = _records(data, videos_root, policy, split)
     held, _ = _records(data, videos_root, policy, "val", required=False)
-    run = screening(model, used, layout, encoding, frame_pixels=frame_pixels, batch=batch)
+    run = screening(ScreenWork(model, used, layout.value, encoding, frame_pixels, batch))
     with stopping():
         store = state_store(states or out / "states", model, used, layout, frame_pixels, encoding)
         seen = collect(run, used, records, store)

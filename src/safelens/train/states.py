@@ -97,7 +97,7 @@ def collect_states(
     prompt: Prompt | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> States:
-    """`gather_states` with a model and a reader that are there already.
+    """`gather_states` in this process, with an embedder that is there already.
 
     Args:
         vlm: The embedder.
@@ -109,9 +109,6 @@ def collect_states(
         layout: Order of the prompt, where none is given.
         prompt: How the policy is put to the model; as one text by default.
         on_progress: Called with the number of records done since the last call.
-
-    Raises:
-        TrainingError: No clip at all could be screened, or the store cannot be written.
     """
     asked = prompt or SequentialPrompt(vlm, policy, layout)
 
