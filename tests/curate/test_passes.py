@@ -9,9 +9,13 @@ from safelens.curate import passes
 from safelens.curate.filtering import keep
 from safelens.curate.gradients import GradientCollector
 from safelens.curate.influence import Whitening
+from safelens.curate.influence_work import InfluenceWork, run_passes
 from safelens.curate.passes import Collection, CurationError, InfluenceStore, Share, Unusable
 from safelens.curate.projection import FactoredProjection
 from safelens.curate.scores import DAMPING, training_scores, validation_scores, write_matrix
+from safelens.data.records import Record
+from safelens.engine.cluster import EngineError
+from safelens.engine.mapping import Died
 from safelens.train.embedder import Turns
 from safelens.train.sequences import Example
 
@@ -260,3 +264,19 @@ def test_a_gradient_that_is_no_number_is_reported(world, tmp_path):
     errors = [row["error"] for row in table(work.store, "val")]
     assert errors[0] == "its gradient is not a number: check the model and its type"
     assert errors[1] is None
+
+
+def test_a_chunk_that_kills_its_processes_is_named(policy, tmp_path):
+    InfluenceStore(tmp_path, {})
+    work = InfluenceWork("model", policy, tmp_path, {}, 2)
+    some = [Record(id=str(i), video=f"{i}.mp4", labels=(), source="test") for i in range(3)]
+
+    def run(blocks):
+        for [chunk] in blocks:
+            assert (chunk.part, chunk.records, chunk.shares) == ("val", some, 1)
+            yield chunk, Died("gone")
+
+    done = []
+    with pytest.raises(EngineError, match=r"had val chunk 0 died \(gone\); .* again"):
+        run_passes(work, run, (("val", some), ("train", some)), done.append, done.append)
+    assert done == ["val"]

@@ -10,7 +10,7 @@ import ray.cloudpickle
 import test_mapping
 
 from safelens.engine.cluster import EngineError, Pool, connected
-from safelens.engine.mapping import MOST_TRIES, Died, mapped
+from safelens.engine.mapping import MOST_TRIES, Died, blocks_of, mapped
 
 # Actors have no path to this folder.
 ray.cloudpickle.register_pickle_by_value(test_mapping)
@@ -49,7 +49,7 @@ def cluster():
 
 def test_an_item_that_kills_costs_the_others_nothing(cluster, tmp_path):
     work = test_mapping.Squares(str(tmp_path))
-    found = list(mapped(work, range(20), Pool(2, 2, cpus=0.5), block=4))
+    found = list(mapped(work, blocks_of(range(20), 4), Pool(2, 2, cpus=0.5)))
     assert [item for item, _ in found] == list(range(20))
     assert isinstance(found[7][1], Died)
     assert [r for i, r in found if i != 7] == [i * i for i in range(20) if i != 7]
@@ -61,4 +61,4 @@ def test_an_item_that_kills_costs_the_others_nothing(cluster, tmp_path):
 def test_work_that_cannot_be_loaded_is_said(cluster, tmp_path):
     work = test_mapping.Squares(str(tmp_path), broken=True)
     with pytest.raises(EngineError, match="no such model"):
-        next(mapped(work, range(3), Pool(cpus=0.5), block=2))
+        next(mapped(work, blocks_of(range(3), 2), Pool(cpus=0.5)))

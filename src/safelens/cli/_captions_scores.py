@@ -7,7 +7,8 @@ of `safelens.curate.captions` and `safelens.curate.crossfit`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,6 +47,7 @@ from safelens.cli._ray import (
 if TYPE_CHECKING:
     from safelens.curate.crossfit import ProbeScores
     from safelens.data.records import Record
+    from safelens.engine.mapping import Run
     from safelens.line_log import LineLog
     from safelens.policy import Policy
     from safelens.train.states import States
@@ -80,26 +82,20 @@ def captions(
     """
     from safelens.bundle import ClipSettings
     from safelens.captioner import CaptionerError
-    from safelens.cli._inputs import read_data, warn_left_out
-    from safelens.curate.captions import CaptionWork, local_captions, ray_captions
+    from safelens.cli._inputs import everywhere, read_data, warn_left_out
+    from safelens.curate.captions import BLOCK, CaptionWork
     from safelens.engine.cluster import EngineError
+    from safelens.engine.mapping import blocks_of, run_of
     from safelens.line_log import LineLog, LogError, claim
     from safelens.vlm_loading import files_digest
 
-    pool = map_pool(
-        engine,
-        ray_address=ray_address,
-        actors=actors,
-        actor_cpus=actor_cpus,
-        actor_gpus=actor_gpus,
-    )
+    pool = map_pool(engine, ray_address, actors, actor_cpus, actor_gpus)
     _check_out(out, data)
     read, _ = read_data(data, videos_root, policy)
     warn_left_out(read.left_out)
-    place = str(Path(captioner).absolute()) if Path(captioner).is_dir() else captioner
-    work = CaptionWork(place, max_new_tokens, ClipSettings(), batch, replace)
+    work = CaptionWork(everywhere(captioner), max_new_tokens, ClipSettings(), batch, replace)
     try:
-        run = local_captions(work) if pool is None else ray_captions(work, pool, ray_address)
+        run = run_of(work, pool, ray_address)
     except CaptionerError as error:
         fail(str(error))
     settings = {
@@ -120,7 +116,8 @@ def captions(
         typer.echo(f"{len(read.records) - len(todo)} records are in {out} already", err=True)
     kept = 0 if replace else sum(bool(record.captions) for record in todo)
     try:
-        lost = _write_captions(log, out, todo, run)
+        # Here videos share passes of the model whatever their places; a process on a cluster knows its block.
+        lost = _write_captions(log, out, [todo] if pool is None else blocks_of(todo, BLOCK), run)
     except (LogError, EngineError) as error:
         fail(str(error), FAILED)
     except KeyboardInterrupt:
@@ -138,21 +135,25 @@ def captions(
 def _write_captions(
     log: LineLog,
     out: Path,
-    records: list[Record],
-    run: Callable[[list[Record]], Iterator[tuple[Record, str | None]]],
+    blocks: Sequence[Sequence[Record]],
+    run: Run[Record, tuple[Record, str | None]],
 ) -> int:
     """Append each record as it is captioned; how many were left out."""
     from safelens.cli._interrupt import Interrupt
     from safelens.cli._progress import progress
+    from safelens.engine.mapping import Died
 
     lost = 0
     with (
         Interrupt() as interrupt,
-        progress("captions", len(records)) as bar,
+        progress("captions", sum(map(len, blocks))) as bar,
+        closing(run(blocks)) as results,
     ):
-        for record, reason in run(records):
+        for record, result in results:
+            died = f"each process that captioned it died ({result})"
+            told, reason = (record, died) if isinstance(result, Died) else result
             if reason is None:
-                log.add(record.beside(out).to_json())
+                log.add(told.beside(out).to_json())
             else:
                 bar.say(f"{record.id}: left out: {reason}")
                 lost += 1
@@ -195,6 +196,11 @@ def scores(
             show_default="OUT.states",
         ),
     ] = None,
+    engine: MapEngineOption = MapEngine.local,
+    ray_address: Address = None,
+    actors: Actors = None,
+    actor_cpus: ActorCpus = None,
+    actor_gpus: ActorGpus = None,
 ) -> None:
     """Score every record by a probe that did not train on it (Algorithm 1, lines 9-13).
 
@@ -204,16 +210,18 @@ def scores(
     go on.
     """
     from safelens.cli._inputs import (
-        check_layer,
         collect,
-        load_vlm,
+        everywhere,
         read_data,
+        screening,
         state_store,
         stopping,
         warn_left_out,
     )
+    from safelens.train.states import ScreenWork
 
     encoding = encoding_of(policy_encoding, prune, prune_layer)
+    pool = map_pool(engine, ray_address, actors, actor_cpus, actor_gpus)
     _check_out(out, data)
     if held_out is not None and not 0 < held_out < 1:
         fail(f"--held-out {held_out}: expected a share between 0 and 1")
@@ -223,12 +231,13 @@ def scores(
     if not records:
         fail(f"{data} has no records")
     _check_classes(records, used, 2 if held_out is not None else folds)
-    vlm = load_vlm(model, frame_pixels)
-    check_layer(vlm, encoding)
+    source = everywhere(model)
+    work = ScreenWork(source, used, layout.value, encoding, frame_pixels, batch)
+    run = screening(work, pool, ray_address)
     with stopping():
         folder = states or out.with_name(f"{out.name}.states")
         store = state_store(folder, model, used, layout, frame_pixels, encoding)
-        seen = collect(vlm, used, records, store, batch=batch, layout=layout, encoding=encoding)
+        seen = collect(run, used, records, store)
         by_id = {record.id: record for record in records}
         screened = [by_id[name] for name in seen.ids]
         found = _fitted(screened, seen, used, folds, held_out, steps, lr, seed)

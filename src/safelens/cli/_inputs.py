@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from safelens.assembly import Encoding
     from safelens.data.read import Dataset
     from safelens.data.records import Record
+    from safelens.engine.cluster import Pool
+    from safelens.engine.mapping import Run
     from safelens.policy import Policy
     from safelens.train.state_store import StateStore
-    from safelens.train.states import States
+    from safelens.train.states import Row, ScreenWork, States
     from safelens.video import VideoReader
     from safelens.vlm import VisionLanguageModel
 
@@ -51,18 +53,18 @@ def video_reader() -> VideoReader:
     return VideoReader(ClipOptions(**ClipSettings().model_dump()))
 
 
-def load_vlm(source: str, frame_pixels: int) -> VisionLanguageModel:
-    """The model in float32, for training: bfloat16 weights would lose small updates."""
-    import torch
+def everywhere(source: str) -> str:
+    """A model's directory, or hub id, as processes with other folders to be relative to find it."""
+    return str(Path(source).absolute()) if Path(source).is_dir() else source
 
-    from safelens.train.loop import processes
-    from safelens.vlm import VisionLanguageModel
+
+def load_vlm(source: str, frame_pixels: int) -> VisionLanguageModel:
+    """The model as it is trained; ends the command where it cannot be loaded."""
+    from safelens.train.loop import load_for_training
     from safelens.vlm_loading import ModelLoadError
 
     try:
-        return VisionLanguageModel.load(
-            source, device=processes().device, dtype=torch.float32, frame_pixels=frame_pixels
-        )
+        return load_for_training(source, frame_pixels)
     except ModelLoadError as error:
         fail(str(error))
 
@@ -73,6 +75,19 @@ def check_layer(vlm: VisionLanguageModel, encoding: Encoding) -> None:
 
     try:
         encoding.blocks(vlm)
+    except ModelLoadError as error:
+        fail(str(error))
+
+
+def screening(
+    work: ScreenWork, pool: Pool | None = None, address: str | None = None
+) -> Run[Record, Row | str]:
+    """How `collect` has clips screened; ends the command where the model cannot be used here."""
+    from safelens.engine.mapping import run_of
+    from safelens.vlm_loading import ModelLoadError
+
+    try:
+        return run_of(work, pool, address)
     except ModelLoadError as error:
         fail(str(error))
 
@@ -103,41 +118,25 @@ def state_store(
 
 
 def collect(
-    vlm: VisionLanguageModel,
+    run: Run[Record, Row | str],
     policy: Policy,
     records: list[Record],
     store: StateStore,
     *,
-    batch: int,
-    layout: LayoutName,
-    encoding: Encoding,
     title: str = "states",
 ) -> States:
     """S1's states, with a bar; what has none is named."""
     from safelens.cli._interrupt import Interrupt
     from safelens.cli._progress import progress
-    from safelens.train.states import collect_states
+    from safelens.train.states import gather_states
 
-    with (
-        video_reader() as reader,
-        Interrupt() as interrupt,
-        progress(title, len(records)) as bar,
-    ):
+    with Interrupt() as interrupt, progress(title, len(records)) as bar:
 
         def on_progress(count: int) -> None:
             bar.advance(count)
             interrupt.check()
 
-        found = collect_states(
-            vlm,
-            policy,
-            records,
-            reader,
-            store,
-            batch=batch,
-            prompt=encoding.prompt(vlm, policy, layout.value),
-            on_progress=on_progress,
-        )
+        found = gather_states(run, policy, records, store, on_progress)
     report_left_out(found.left_out)
     return found
 
@@ -155,11 +154,12 @@ def report_left_out(left_out: dict[str, str]) -> None:
 @contextmanager
 def stopping() -> Iterator[None]:
     """Failures and Ctrl-C as messages and exit codes."""
+    from safelens.engine.cluster import EngineError
     from safelens.train.loop import TrainingError
 
     try:
         yield
-    except TrainingError as error:
+    except (TrainingError, EngineError) as error:
         fail(str(error), FAILED)
     except KeyboardInterrupt:
         fail("stopped; give the same command again to go on", INTERRUPTED)

@@ -94,7 +94,7 @@ Shards = Annotated[
 
 
 class MapEngine(StrEnum):
-    """Where a curating command's model runs."""
+    """Where the model of a command that curates or evaluates runs."""
 
     local = "local"
     ray = "ray"
@@ -283,12 +283,19 @@ def pools(given: Mapping[str, Any]) -> tuple[Pool, Pool]:
     return _pool(given, "screen"), _pool(given, "deliberate")
 
 
-def map_pool(engine: MapEngine, **given: Any) -> Pool | None:
-    """The processes of a curating command; None where it works here. Ends the command where options do not fit."""
+def map_pool(
+    engine: MapEngine,
+    ray_address: str | None,
+    actors: int | None,
+    actor_cpus: float | None,
+    actor_gpus: float | None,
+) -> Pool | None:
+    """The processes of such a command; None where it works here. Ends the command where options do not fit."""
     if engine is MapEngine.local:
-        wrong = next((name for name, value in given.items() if value is not None), None)
-        if wrong is not None:
-            fail(f"--{wrong.replace('_', '-')} belongs to --engine ray")
+        names = ("ray-address", "actors", "actor-cpus", "actor-gpus")
+        for name, value in zip(names, (ray_address, actors, actor_cpus, actor_gpus), strict=True):
+            if value is not None:
+                fail(f"--{name} belongs to --engine ray")
         return None
     try:
         import ray  # noqa: F401
@@ -296,8 +303,8 @@ def map_pool(engine: MapEngine, **given: Any) -> Pool | None:
         fail("--engine ray needs Ray; install it with: pip install 'safelens[ray]'")
     from safelens.engine.cluster import Pool
 
-    count, cpus = given["actors"] or 1, given["actor_cpus"]
-    return Pool(count, count, cpus=1.0 if cpus is None else cpus, gpus=given["actor_gpus"])
+    count = actors or 1
+    return Pool(count, count, cpus=1.0 if actor_cpus is None else actor_cpus, gpus=actor_gpus)
 
 
 def _pool(given: Mapping[str, Any], stage: str) -> Pool:

@@ -1,7 +1,7 @@
-"""`safelens curate`: influence of training samples on a validation set, and the filter on it.
+"""`safelens curate`: the filter on what influence has stored.
 
 Knows the arguments and what is printed. The steps of Algorithm 1 are the matter of `safelens.curate`; the
-other commands of the group are in `_captions_scores` and `_traces`.
+other commands of the group are in `_influence`, `_captions_scores` and `_traces`.
 """
 
 from __future__ import annotations
@@ -17,22 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safelens.cli._captions_scores import captions, scores
-from safelens.cli._inputs import load_vlm, read_data, video_reader, warn_left_out
-from safelens.cli._options import (
-    INTERRUPTED,
-    Data,
-    FramePixels,
-    PolicyName,
-    ReadCaptions,
-    VideosRoot,
-    fail,
-)
-from safelens.cli._progress import progress
+from safelens.cli._influence import influence, parts_of, stored_scores
+from safelens.cli._options import Data, PolicyName, VideosRoot, fail
 from safelens.cli._traces import traces
 
 if TYPE_CHECKING:
     from safelens.curate.influence import Averages
-    from safelens.curate.passes import InfluenceStore
     from safelens.curate.scores import Scored
     from safelens.data.records import Record
     from safelens.policy import Policy
@@ -48,8 +38,8 @@ app = typer.Typer(
 app.command()(captions)
 app.command()(scores)
 app.command()(traces)
+app.command()(influence)
 
-_RUN = "run.json"
 FALSE_DROP_RATE = 0.05
 
 
@@ -58,75 +48,6 @@ class ScoreName(StrEnum):
 
     whitened = "whitened"
     tracin = "tracin"
-
-
-@app.command()
-def influence(
-    data: Data,
-    out: Annotated[Path, typer.Option(help="Folder of the passes; an interrupted run goes on.")],
-    model: Annotated[
-        list[str],
-        typer.Option(
-            help="Model fine-tuned on the data: directory or hub id. Several are checkpoints of one "
-            "training, summed as in TracInCP."
-        ),
-    ],
-    learning_rate: Annotated[
-        list[float] | None,
-        typer.Option(help="At each checkpoint, its weight in the sum.", show_default="all alike"),
-    ] = None,
-    val: Annotated[
-        Path | None,
-        typer.Option(help="Validation data set.", show_default="DATA's part val"),
-    ] = None,
-    videos_root: VideosRoot = None,
-    policy: PolicyName = "default",
-    frame_pixels: FramePixels = 448 * 448,
-    rank: Annotated[
-        int, typer.Option(min=1, help="Of the projection: rank squared numbers a layer are kept.")
-    ] = 16,
-    seed: Annotated[int, typer.Option(help="Of the projection.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Samples that are run together.")] = 8,
-    read_captions: ReadCaptions = False,
-) -> None:
-    """Take every training sample's gradient once, and store its influence on each class.
-
-    Gradients are those of the last block's linear layers (equation 1). Started by `accelerate launch`
-    on several processes, each does its share. Exit code 0; 1: samples gave no gradient; 2: wrong use;
-    130: interrupted: give the same command again to go on.
-    """
-    from safelens.curate.passes import CurationError
-
-    if learning_rate and len(learning_rate) != len(model):
-        fail(f"{len(learning_rate)} learning rates for {len(model)} models; expected one each")
-    train, validation, used = _parts(data, val, videos_root, policy)
-    about = {
-        "policy": used.sha256,
-        "rank": rank,
-        "seed": seed,
-        "frame_pixels": frame_pixels,
-        "read_captions": read_captions,
-        "train": _digest(train),
-        "val": _digest(validation),
-    }
-    try:
-        for number, source in enumerate(model):
-            _collect(
-                out / f"checkpoint-{number}", source, used, (train, validation), about, batch=batch
-            )
-    except CurationError as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        fail("stopped; give the same command again to go on", INTERRUPTED)
-    weights = learning_rate or [1.0] * len(model)
-    (out / _RUN).write_text(json.dumps({"models": model, "weights": weights}) + "\n")
-    _, scored = _scores(out, used)
-    lost = [reason for reason in scored.errors if reason]
-    for reason in lost:
-        typer.echo(reason, err=True)
-    typer.echo(f"{len(scored.ids)} training samples, {len(lost)} without a gradient: {out}")
-    if lost:
-        raise typer.Exit(1)
 
 
 @app.command("filter")
@@ -171,9 +92,9 @@ def filter_(
     from safelens.curate.scores import validation_scores, write_matrix
     from safelens.data.records import write_records
 
-    train, validation, used = _parts(data, val, videos_root, policy)
+    train, validation, used = parts_of(data, val, videos_root, policy)
     try:
-        stores, found = _scores(run, used)
+        stores, found = stored_scores(run, used)
         suspects = validation_scores(stores[0], len(used.labels))
         if matrix is not None:
             write_matrix(stores[0], matrix, score.value)
@@ -218,88 +139,6 @@ def filter_(
     if gallery is not None:
         _gallery(gallery, found, score.value, kept, train, used, shown)
         typer.echo(f"gallery: {gallery}")
-
-
-def _collect(
-    folder: Path,
-    source: str,
-    policy: Policy,
-    parts: tuple[Sequence[Record], Sequence[Record]],
-    about: dict[str, Any],
-    *,
-    batch: int,
-) -> None:
-    """Both passes of one checkpoint, by as many processes as were launched."""
-    from safelens.curate.gradients import GradientCollector
-    from safelens.curate.passes import Collection, InfluenceStore, Share
-    from safelens.curate.projection import FactoredProjection
-    from safelens.curate.samples import RecordSamples
-    from safelens.train.embedder import Turns
-    from safelens.train.loop import processes
-
-    state = processes()
-    vlm = load_vlm(source, about["frame_pixels"])
-    turns = Turns(vlm, policy)
-    try:
-        collector = GradientCollector(vlm, turns.layout.head)
-    except ValueError as error:
-        fail(f"{source}: {error}")
-    share = Share(state.process_index, state.num_processes)
-    with state.main_process_first():
-        store = InfluenceStore(folder, about | {"model": source, "processes": share.of})
-    train, val = parts
-    with (
-        video_reader() as reader,
-        progress("validation", -(-len(val) // share.of), hidden=not state.is_main_process) as bar,
-    ):
-        work = Collection(
-            collector,
-            FactoredProjection(collector.layers, about["rank"], about["seed"]),
-            store,
-            len(policy.labels),
-            share,
-            batch,
-            bar.advance,
-        )
-        read = bool(about["read_captions"])
-        work.validation_pass(RecordSamples(val, turns, reader, read_captions=read))
-        state.wait_for_everyone()
-        means = work.validation_means()
-        bar.begin("training", -(-len(train) // share.of))
-        work.training_pass(RecordSamples(train, turns, reader, read_captions=read), means)
-    state.wait_for_everyone()
-
-
-def _parts(
-    data: Path, val: Path | None, videos_root: Path | None, policy: str
-) -> tuple[list[Record], list[Record], Policy]:
-    """Training and validation records that speak of every category, and the policy."""
-    read, used = read_data(data, videos_root, policy)
-    other = read if val is None else read_data(val, videos_root, policy)[0]
-    train = [r for r in read.records if r.split in ("train", None) and not r.undecided]
-    held = [r for r in other.records if (val is not None or r.split == "val") and not r.undecided]
-    warn_left_out(read.left_out + sum(r.undecided for r in read.records))
-    missing = sorted({r.label for r in train} - {r.label for r in held})
-    if not train or missing:
-        fail(
-            "no training records"
-            if not train
-            else f"no validation record of {', '.join(missing)}: influence on a class without one is "
-            "undefined; add some, or leave the class out of the training set"
-        )
-    return train, held, used
-
-
-def _scores(run: Path, policy: Policy) -> tuple[list[InfluenceStore], Scored]:
-    from safelens.curate.passes import CurationError, InfluenceStore
-    from safelens.curate.scores import training_scores
-
-    if not (run / _RUN).is_file():
-        raise CurationError(f"{run} holds no finished run of `safelens curate influence`")
-    weights = json.loads((run / _RUN).read_text())["weights"]
-    folders = [run / f"checkpoint-{number}" for number in range(len(weights))]
-    stores = [InfluenceStore.open(folder) for folder in folders]
-    return stores, training_scores(stores, weights, len(policy.labels))
 
 
 def _line(found: Scored, row: int, score: Any, policy: Policy) -> dict[str, Any]:
@@ -378,15 +217,6 @@ def _gallery(
                 ]
             classes.append((name, sides))
     write_gallery(path, f"Influence ({score}) of {len(train)} training samples", classes)
-
-
-def _digest(records: Sequence[Record]) -> str:
-    import hashlib
-
-    digest = hashlib.sha256()
-    for record in records:
-        digest.update(record.to_json().encode() + b"\n")
-    return digest.hexdigest()
 
 
 def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:

@@ -6,6 +6,7 @@ Knows what is printed. How systems run is the matter of `safelens.evaluate.run`.
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,11 +14,21 @@ import typer
 
 from safelens.cli._options import FAILED, INTERRUPTED, Data, VideosRoot, fail
 from safelens.cli._progress import progress
+from safelens.cli._ray import (
+    ActorCpus,
+    ActorGpus,
+    Actors,
+    Address,
+    MapEngine,
+    MapEngineOption,
+    map_pool,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from safelens.data.records import Record
+    from safelens.engine.cluster import Pool
     from safelens.evaluate.run import Run
     from safelens.evaluate.system import System
 
@@ -63,6 +74,11 @@ def evaluate(
             help="Names a model behind an OpenAI-compatible endpoint that grades explanations.",
         ),
     ] = None,
+    engine: MapEngineOption = MapEngine.local,
+    ray_address: Address = None,
+    actors: Actors = None,
+    actor_cpus: ActorCpus = None,
+    actor_gpus: ActorGpus = None,
 ) -> None:
     """Run systems over a data set, keep what they answer, and report how right it is and what it costs.
 
@@ -73,11 +89,13 @@ def evaluate(
     """
     from safelens.cli._evaluation import check_wanted, report
     from safelens.cli._inputs import read_data, warn_left_out
+    from safelens.engine.cluster import EngineError, connected
     from safelens.evaluate.rubric_judge import read_judge
     from safelens.evaluate.system import SystemsError
     from safelens.evaluate.systems import build_systems, read_systems
     from safelens.line_log import LogError
 
+    pool = map_pool(engine, ray_address, actors, actor_cpus, actor_gpus)
     try:
         file = read_systems(systems).only(only or [])
         grader = None if judge is None else read_judge(judge, out / "judge")
@@ -88,12 +106,13 @@ def evaluate(
         records = read.records[:limit]
         if not records:
             fail(f"{data} has no records")
-        runs = _run(built, records, out)
+        with nullcontext() if pool is None else connected(ray_address, [pool]):
+            runs = _run(built, records, out, pool)
         _tell(runs, out)
         results = report(data, records, runs, used, out, compare, grader)
     except SystemsError as error:
         fail(str(error))
-    except (LogError, OSError) as error:
+    except (LogError, EngineError, OSError) as error:
         fail(str(error), FAILED)
     except KeyboardInterrupt:
         fail("stopped; what is answered is kept: give the same command again", INTERRUPTED)
@@ -103,7 +122,9 @@ def evaluate(
         raise typer.Exit(FAILED)
 
 
-def _run(built: Mapping[str, System], records: tuple[Record, ...], out: Path) -> dict[str, Run]:
+def _run(
+    built: Mapping[str, System], records: tuple[Record, ...], out: Path, pool: Pool | None
+) -> dict[str, Run]:
     from safelens.evaluate.run import run_system, take_samples
 
     runs: dict[str, Run] = {}
@@ -116,6 +137,7 @@ def _run(built: Mapping[str, System], records: tuple[Record, ...], out: Path) ->
                 system,
                 samples,
                 out,
+                pool=pool,
                 say=lambda message, name=name: bar.say(f"{name}: {message}"),  # type: ignore[misc]
                 on_done=bar.advance,
             )

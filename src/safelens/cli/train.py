@@ -20,6 +20,7 @@ from safelens.cli._inputs import (
     load_vlm,
     read_data,
     report_left_out,
+    screening,
     state_store,
     stopping,
     video_reader,
@@ -177,32 +178,23 @@ def probe(
     from safelens.domain import DomainGuard
     from safelens.domain_features import domain_views
     from safelens.probe import ProbeConfig, fit_probe
+    from safelens.train.states import ScreenWork
 
     encoding = encoding_of(policy_encoding, prune, prune_layer)
     records, used = _records(data, videos_root, policy, split)
     held, _ = _records(data, videos_root, policy, "val", required=False)
-    vlm = load_vlm(model, frame_pixels)
-    check_layer(vlm, encoding)
+    run = screening(ScreenWork(model, used, layout.value, encoding, frame_pixels, batch))
     with stopping():
         store = state_store(states or out / "states", model, used, layout, frame_pixels, encoding)
-        seen = collect(vlm, used, records, store, batch=batch, layout=layout, encoding=encoding)
-        features = seen.features
+        seen = collect(run, used, records, store)
+        features, width = seen.features, seen.question.shape[-1]
         if held:
-            fresh = collect(
-                vlm,
-                used,
-                held,
-                store,
-                batch=batch,
-                layout=layout,
-                encoding=encoding,
-                title="held-out states",
-            ).features
+            fresh = collect(run, used, held, store, title="held-out states").features
         else:
             order = np.random.default_rng(seed).permutation(len(features))
             cut = max(1, len(order) // 5)
             fresh, features = features[order[:cut]], features[order[cut:]]
-        config = ProbeConfig(input_dim=vlm.hidden_size, labels=tuple(used.labels))
+        config = ProbeConfig(input_dim=width, labels=tuple(used.labels))
         try:
             found = fit_probe(
                 seen.question, None, seen.labels, config, steps=steps, lr=lr, seed=seed
@@ -211,7 +203,7 @@ def probe(
                 features,
                 fresh,
                 false_refusal_rate=false_refusal_rate,
-                views=domain_views(vlm.hidden_size),
+                views=domain_views(width),
             )
         except ValueError as error:
             fail(str(error))

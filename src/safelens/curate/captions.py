@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 from safelens.bundle import ClipSettings
 from safelens.captioner import Captioner
 from safelens.data.records import Record
-from safelens.engine.cluster import Pool, connected
 from safelens.train.clips import ClipReader, clips_ahead
 from safelens.video import Clip, ClipOptions, VideoReader
 
@@ -82,46 +80,15 @@ class CaptionWork:
     batch: int
     replace: bool
 
-    def load(self) -> Callable[[Iterable[Record]], list[tuple[Record, str | None]]]:
+    def load(self) -> Callable[[Iterable[Record]], Iterator[tuple[Record, str | None]]]:
         """Raises CaptionerError."""
-        run = local_captions(self)
-        return lambda records: list(run(records))
+        captioner = Captioner.load(self.captioner, max_new_tokens=self.max_new_tokens)
+        reader = VideoReader(ClipOptions(**self.clip.model_dump()))  # ends with this process
 
+        def run(records: Iterable[Record]) -> Iterator[tuple[Record, str | None]]:
+            return captioned(records, reader, captioner, batch=self.batch, replace=self.replace)
 
-Captioning = Callable[[Iterable[Record]], Iterator[tuple[Record, str | None]]]
-"""`captioned`, with all but the records given."""
-
-
-def local_captions(work: CaptionWork) -> Captioning:
-    """The work in this process. Raises CaptionerError."""
-    captioner = Captioner.load(work.captioner, max_new_tokens=work.max_new_tokens)
-
-    reader = VideoReader(ClipOptions(**work.clip.model_dump()))  # ends with this process
-
-    def run(records: Iterable[Record]) -> Iterator[tuple[Record, str | None]]:
-        return captioned(records, reader, captioner, batch=work.batch, replace=work.replace)
-
-    return run
-
-
-def ray_captions(work: CaptionWork, pool: Pool, address: str | None) -> Captioning:
-    """The work on a cluster; running it raises EngineError."""
-    from safelens.engine.mapping import Died, mapped
-
-    def run(records: Iterable[Record]) -> Iterator[tuple[Record, str | None]]:
-        every = list(records)
-        # Actors have folders of their own to be relative to.
-        sent = [r.model_copy(update={"video": str(Path(r.video).absolute())}) for r in every]
-        with connected(address, [pool]):
-            found = mapped(work, sent, pool, block=BLOCK)
-            for record, (_, result) in zip(every, found, strict=True):
-                if isinstance(result, Died):
-                    yield record, f"each process that captioned it died ({result})"
-                    continue
-                described, reason = result
-                yield record.model_copy(update={"captions": described.captions}), reason
-
-    return run
+        return run
 
 
 def _fits(waiting: Sequence[tuple[Record, Clip]], clip: Clip, batch: int) -> bool:

@@ -87,7 +87,9 @@ class InfluenceStore:
         elif folder.is_dir() and any(folder.iterdir()):
             raise CurationError(f"{folder} is not empty and holds no influence.json: name another")
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(card, lambda part: part.write_text(json.dumps(about, indent=2) + "\n", "utf-8"))
+        if not card.exists():
+            text = json.dumps(about, indent=2) + "\n"
+            _replace(card, lambda part: part.write_text(text, "utf-8"))
 
     @classmethod
     def open(cls, folder: Path) -> InfluenceStore:
@@ -158,19 +160,29 @@ class Collection:
     def validation_pass(self, samples: Samples) -> None:
         """Sum this share's validation gradients by class (Algorithm 1, line 2), and store projections."""
         path = self.store.sums(self.share)
-        means, done = ClassMeans.empty(self.classes, self.collector.dimension), -1
+        means, done = self.no_means(), -1
         if path.exists():
             means, done = _load_sums(path)
+        for number, rows in chunks_of(len(samples.ids), self.share):
+            if number > done:
+                self.validation_chunk(samples, number, rows, means)
+            self.on_progress(len(rows))
+
+    def validation_chunk(
+        self, samples: Samples, number: int, rows: range, means: ClassMeans
+    ) -> None:
+        """Add a chunk's gradients to the sums, and save these and its projections."""
 
         def add(gradients: Tensor, labels: list[int]) -> list[dict[str, Any]]:
             means.add(gradients, torch.tensor(labels, dtype=torch.long))
             return [{} for _ in labels]
 
-        for number, rows in chunks_of(len(samples.ids), self.share):
-            if number > done:
-                self._write("val", number, self._rows(samples, rows, add))
-                _save_sums(path, means, number)
-            self.on_progress(len(rows))
+        self._write("val", number, self._rows(samples, rows, add))
+        _save_sums(self.store.sums(self.share), means, number)
+
+    def no_means(self) -> ClassMeans:
+        """Sums of nothing."""
+        return ClassMeans.empty(self.classes, self.collector.dimension)
 
     def validation_means(self) -> ClassMeans:
         """The sums of all processes; call it when every process has finished its validation pass.
@@ -184,21 +196,25 @@ class Collection:
             raise CurationError(
                 f"no validation sums in {', '.join(missing)}: run that process again"
             )
-        means = ClassMeans.empty(self.classes, self.collector.dimension)
+        means = self.no_means()
         for share in shares:
             means = means.merged(_load_sums(self.store.sums(share))[0])
         return means
 
     def training_pass(self, samples: Samples, means: ClassMeans) -> None:
         """Each gradient's exact mean influence on every class, and its projection."""
+        for number, rows in chunks_of(len(samples.ids), self.share):
+            if not self.store.chunk("train", number).exists():
+                self.training_chunk(samples, number, rows, means)
+            self.on_progress(len(rows))
+
+    def training_chunk(self, samples: Samples, number: int, rows: range, means: ClassMeans) -> None:
+        """A chunk of that."""
 
         def compare(gradients: Tensor, labels: list[int]) -> list[dict[str, Any]]:
             return [{"tracin": row} for row in means.influence(gradients).tolist()]
 
-        for number, rows in chunks_of(len(samples.ids), self.share):
-            if not self.store.chunk("train", number).exists():
-                self._write("train", number, self._rows(samples, rows, compare))
-            self.on_progress(len(rows))
+        self._write("train", number, self._rows(samples, rows, compare))
 
     def _rows(
         self,

@@ -1,4 +1,4 @@
-"""Runs a system over records: what was answered before is taken up, the rest is decoded and asked.
+"""Runs a system over records: what was answered before is taken up, the rest is asked.
 
 Knows records, videos and files, and that a bundle's two answers make a cascade. Knows nothing else of any
 system, and nothing of right or wrong.
@@ -6,39 +6,24 @@ system, and nothing of right or wrong.
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from safelens.data.records import Record
+from safelens.engine.cluster import Pool
 from safelens.evaluate.answer_log import AnswerLog, Answers, write_answers
 from safelens.evaluate.answers import Answer
-from safelens.evaluate.memory import MemoryMeter, PeakMemory
+from safelens.evaluate.asking import Sample, ask, identity_of
+from safelens.evaluate.memory import PeakMemory
 from safelens.evaluate.routing import OutsideDomain, route
 from safelens.evaluate.safelens_system import Cascade
 from safelens.evaluate.system import System, failed
 from safelens.thresholds import Thresholds
-from safelens.video import ClipOptions, VideoError, VideoReader, file_digest
+from safelens.video import VideoError, file_digest
 
 CASCADE = "cascade"
 """Beside the stages of a bundle: what it says as a whole, at its own thresholds."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A record and the content of its video.
-
-    Attributes:
-        record: with an absolute path.
-        sha256: of the video's file; None where it cannot be read.
-        error: why not.
-    """
-
-    record: Record
-    sha256: str | None
-    error: str | None = None
 
 
 def take_samples(
@@ -79,80 +64,13 @@ class Run:
     memory: PeakMemory | None = None
 
 
-@dataclass
-class _Asking:
-    """One run of one system over the videos that it does not know."""
-
-    system: System
-    log: AnswerLog
-    found: dict[str, Answers]
-    say: Callable[[str], None]
-    on_done: Callable[[], None]
-    reader: VideoReader = field(init=False)
-    decoding: asyncio.Lock = field(init=False)
-    meter: MemoryMeter | None = field(init=False)
-
-    async def all(self, samples: Sequence[Sample]) -> None:
-        options = ClipOptions(**self.system.clip.model_dump())
-        queue = iter(samples)
-        self.decoding = asyncio.Lock()
-        self.meter = MemoryMeter() if self.system.local else None
-        with VideoReader(options) as self.reader:
-            async with self.system, asyncio.TaskGroup() as group:
-                slots = asyncio.Semaphore(self.system.concurrency)
-                # One more than are asked at a time, so that the next video is decoded meanwhile.
-                for _ in range(self.system.concurrency + 1):
-                    group.create_task(self._work(queue, slots))
-
-    async def _work(self, queue: Iterator[Sample], slots: asyncio.Semaphore) -> None:
-        for sample in queue:
-            answers = await self._one(sample, slots)
-            assert sample.sha256 is not None
-            self.found[sample.sha256] = answers
-            reasons = [a.error for a in answers.values() if a.outcome == "failed"]
-            if reasons:
-                self.say(f"{sample.record.id}: {reasons[0]}")
-            else:
-                self.log.add(sample.sha256, answers, self.meter.read() if self.meter else None)
-            self.on_done()
-
-    async def _one(self, sample: Sample, slots: asyncio.Semaphore) -> Answers:
-        path = sample.record.video
-        if self.system.down is not None:
-            return self._failed(sample, f"not asked: {self.system.down}")
-        try:
-            async with self.decoding:  # which the reader would wait for, and the clock with it
-                began = time.perf_counter()
-                clip = await asyncio.to_thread(self.reader.read, path)
-                seconds = {"decode": time.perf_counter() - began}
-        except VideoError as error:
-            return self._failed(sample, error.message.removeprefix(f"{path}: "))
-        except Exception as error:
-            cause = f"{type(error).__name__}: {error}".rstrip(": ")
-            return self._failed(sample, f"the video could not be read ({cause})")
-        if clip.sha256 != sample.sha256:
-            return self._failed(sample, "the file changed while it was read; run again")
-        async with slots:
-            try:
-                answers = await self.system.answer(clip)
-            except Exception as error:
-                return self._failed(sample, error)
-        return {
-            stage: answer.model_copy(update={"seconds": seconds | answer.seconds})
-            for stage, answer in answers.items()
-        }
-
-    def _failed(self, sample: Sample, why: Exception | str) -> Answers:
-        path, video = sample.record.video, sample.sha256 or ""
-        return {stage: failed(video, path, why) for stage in self.system.stages}
-
-
 def run_system(
     name: str,
     system: System,
     samples: Sequence[Sample],
     out: Path,
     *,
+    pool: Pool | None = None,
     say: Callable[[str], None] = lambda message: None,
     on_done: Callable[[], None] = lambda: None,
 ) -> Run:
@@ -164,15 +82,17 @@ def run_system(
         samples: the records, from `take_samples`.
         out: answers by content are kept in `out/cache`, each as soon as it is there: an interrupted or killed
             run goes on when it is started again. Failed ones are not kept.
+        pool: processes on the cluster that this one is connected to, to ask a system that runs its models itself.
         say: told of each video that failed.
         on_done: called for every record.
 
     Raises:
         SystemsError: the system's models cannot be loaded.
+        EngineError: nor in a process of the cluster.
         LogError: a file cannot be read or written.
         OSError: a file of answers cannot be written.
     """
-    log = AnswerLog(out / "cache", system.identity())
+    log = AnswerLog(out / "cache", identity_of(system, pool))
     try:
         stages = set(system.stages)
         # A bundle's S1 may have been asked alone before.
@@ -184,12 +104,19 @@ def run_system(
                 unknown.setdefault(sample.sha256, sample)
         for _ in range(len(samples) - len(unknown)):
             on_done()
-        asking = _Asking(system, log, found, say, on_done)
+
+        def settle(sample: Sample, answers: Answers, memory: PeakMemory | None) -> None:
+            assert sample.sha256 is not None
+            found[sample.sha256] = answers
+            reasons = [a.error for a in answers.values() if a.outcome == "failed"]
+            if reasons:
+                say(f"{sample.record.id}: {reasons[0]}")
+            else:
+                log.add(sample.sha256, answers, memory)
+            on_done()
+
         if unknown:
-            try:
-                asyncio.run(asking.all(list(unknown.values())))
-            except BaseExceptionGroup as group:
-                raise group.exceptions[0] from None
+            ask(system, list(unknown.values()), settle, pool)
     finally:
         log.close()
     lost = [sample for sample in samples if sample.sha256 is None]

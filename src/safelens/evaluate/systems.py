@@ -264,14 +264,14 @@ def _endpoint(where: str, settings: EndpointSettings, policy: Policy) -> System:
 
 
 def _directory(where: str, key: str, value: str, folder: Path) -> str:
-    """A directory, relative ones to the file's folder; what is none and may be a hub id stays as it is.
+    """A directory's absolute path, relative ones to the file's folder; what is none and may be a hub id stays as it is.
 
     Raises:
         SystemsError: it is no directory and can be no hub id.
     """
     place = folder / Path(value).expanduser()
     if place.is_dir():
-        return str(place)
+        return str(place.absolute())  # a cluster's processes have other folders to be relative to
     if not is_hub_id(value):
         raise SystemsError(
             f"{where}: {key}: no directory {place}, and {value!r} is no hub id (OWNER/NAME); correct it"

@@ -71,7 +71,7 @@ class VlmSystem:
         try:
             digest = files_digest(self._model)
         except Exception:  # of the hub's client, as many kinds as there are causes
-            self._vlm = self._load()
+            self._load()
             digest = files_digest(self._model)
         return {
             "schema": SCHEMA,

@@ -1,7 +1,7 @@
 """The training loop: optimizers, schedule, checkpoints, exact resume, progress, several processes.
 
-Knows parameters and a function that gives the loss of a batch by its number. Knows nothing of models or
-data: the caller draws its batch from that number, so a resumed run sees the very same batches.
+Knows parameters and a function that gives the loss of a batch by its number. Knows nothing of data, nor of models
+but in which form they are trained: the caller draws its batch from that number, so a resumed run sees the very same batches.
 
 Processes started by `accelerate launch` each take other batches; their gradients are averaged by hand,
 because a shared prompt prefix runs parts of the model apart, which a wrapper around its forward misses.
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from accelerate import PartialState
+
+    from safelens.vlm import VisionLanguageModel
 
 
 class TrainingError(Exception):
@@ -78,6 +80,15 @@ def processes() -> PartialState:
     from accelerate import PartialState
 
     return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def load_for_training(source: str, frame_pixels: int) -> VisionLanguageModel:
+    """The model in float32: bfloat16 weights would lose small updates. Raises ModelLoadError."""
+    from safelens.vlm import VisionLanguageModel
+
+    return VisionLanguageModel.load(
+        source, device=processes().device, dtype=torch.float32, frame_pixels=frame_pixels
+    )
 
 
 def optimizers(
