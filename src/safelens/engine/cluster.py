@@ -84,7 +84,12 @@ def connected(address: str | None, pools: Sequence[Pool]) -> Iterator[None]:
         ray.init(
             **started, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except ConnectionError as error:
+        raise EngineError(
+            f"Ray at {address or os.environ.get('RAY_ADDRESS')}: {error}. If it runs there, it may ask for a token: "
+            "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or the file ~/.ray/auth_token to what its head has"
+        ) from error
+    except (RuntimeError, ValueError) as error:
         raise EngineError(f"Ray at {address or 'this machine'}: {error}") from error
     try:
         there = ray.cluster_resources()
