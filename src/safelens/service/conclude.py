@@ -11,7 +11,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from safelens import __version__
@@ -27,6 +27,12 @@ from safelens.verdict import ErrorInfo, Provenance, Verdict
 
 _REUSED = ("ok", "partial", "out_of_domain")
 """What depends on the video alone; an error may pass."""
+_EARLIER = (
+    select(VerdictRow)
+    .where(VerdictRow.content_key == bindparam("content"), VerdictRow.status.in_(_REUSED))
+    .order_by(VerdictRow.reused_from.is_not(None), VerdictRow.at)
+    .limit(1)
+)
 
 
 @dataclass(frozen=True)
@@ -89,12 +95,7 @@ def conclude(
 
 def conclude_by_reuse(session: Session, job: Job) -> bool:
     """End a job with the verdict on the same content, if there is one."""
-    earlier = session.scalar(
-        select(VerdictRow)
-        .where(VerdictRow.content_key == job.content_key, VerdictRow.status.in_(_REUSED))
-        .order_by(VerdictRow.reused_from.is_not(None), VerdictRow.at)
-        .limit(1)
-    )
+    earlier = session.scalar(_EARLIER, {"content": job.content_key})
     if earlier is None:
         return False
     verdict = Verdict.from_json(earlier.document)

@@ -83,7 +83,7 @@ class Service:
                 event.set()
 
     async def wait(self, job: str, seconds: float, over: Callable[[], Awaitable[bool]]) -> None:
-        """Until `over` says so, or the time is; it is asked when the job's bell rings, and now and then."""
+        """Until the job's bell rings, or `over` says so, which is asked now and then, or the time is over."""
         event = asyncio.Event()
         self._waiting.setdefault(job, set()).add(event)
         loop = asyncio.get_running_loop()
@@ -92,7 +92,7 @@ class Service:
             while not await over() and (left := until - loop.time()) > 0:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(event.wait(), min(left, _LOOK_S))
-                event.clear()
+                    return
         finally:
             self._waiting[job].discard(event)
             if not self._waiting[job]:

@@ -31,9 +31,12 @@ _MOST_TIMES = 10
 _CHECK_S = 600.0
 
 
+_NEWEST = select(Deployment).order_by(Deployment.id.desc()).limit(1)
+
+
 def active(session: Session) -> Deployment:
     """What moderates now. Raises Problem (not_ready)."""
-    found = session.scalar(select(Deployment).order_by(Deployment.id.desc()).limit(1))
+    found = session.scalar(_NEWEST)
     if found is None:
         raise Problem("not_ready", "no bundle is active yet; an admin activates one")
     return found

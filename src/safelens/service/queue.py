@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import bindparam, or_, select, update
 from sqlalchemy.orm import Session
 
 from safelens.service.conclude import (
@@ -33,6 +33,26 @@ MOST_ATTEMPTS = 6
 """A job that was lost so often ends in a model error: it is likely what kills the process."""
 FETCHES = 3
 """Attempts at a URL that fails in a way that may pass."""
+_DUE = [
+    select(Job)
+    .where(due)
+    .order_by(Job.created_at, Job.id)
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True)
+    for due in (
+        (Job.state == "running") & (Job.lease_until < bindparam("now")),
+        Job.state == "queued",
+    )
+]
+_HELD = (
+    select(Job)
+    .where(
+        Job.id == bindparam("job"),
+        Job.state == bindparam("state"),
+        Job.lease_owner == bindparam("owner"),
+    )
+    .with_for_update()
+)
 
 
 @dataclass(frozen=True)
@@ -167,17 +187,8 @@ class Queue:
 
     def _waiting(self, session: Session, now: float, most: int) -> list[Job]:
         found: list[Job] = []
-        for due in (
-            (Job.state == "running") & (Job.lease_until < now),
-            Job.state == "queued",
-        ):
-            found += session.scalars(
-                select(Job)
-                .where(due)
-                .order_by(Job.created_at, Job.id)
-                .limit(most)
-                .with_for_update(skip_locked=True)
-            )
+        for due in _DUE:
+            found += session.scalars(due, {"now": now, "most": most})
         return sorted(found, key=lambda job: (job.created_at, job.id))
 
     def _fits(self, job: Job, taken: list[Job], most: int) -> bool:
@@ -192,8 +203,4 @@ class Queue:
         )
 
     def _held(self, session: Session, owner: str, job: str, state: str) -> Job | None:
-        return session.scalar(
-            select(Job)
-            .where(Job.id == job, Job.state == state, Job.lease_owner == owner)
-            .with_for_update()
-        )
+        return session.scalar(_HELD, {"job": job, "state": state, "owner": owner})

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
 from safelens.service.audit import record
@@ -25,6 +25,10 @@ from safelens.service.tables import Batch, Job
 
 _LOCK = 1
 _WAITING = ("fetching", "queued")
+_COUNT = select(func.count()).where(Job.state.in_(_WAITING))
+_EARLIER = select(Job).where(
+    Job.key_id == bindparam("key"), Job.idempotency_key == bindparam("idempotency")
+)
 _RECENT_S = 60.0
 _FULL_S = 10.0
 _LONGEST_WAIT_S = 600
@@ -87,9 +91,7 @@ class Submissions:
         with self._database.writing() as session:
             self._database.lock(session, _LOCK)
             if idempotency_key is not None:
-                earlier = session.scalar(
-                    select(Job).where(Job.key_id == key, Job.idempotency_key == idempotency_key)
-                )
+                earlier = session.scalar(_EARLIER, {"key": key, "idempotency": idempotency_key})
                 if earlier is not None:
                     _same(earlier.fingerprint, wanted.fingerprint, idempotency_key)
                     return earlier, True
@@ -197,7 +199,7 @@ class Submissions:
         return job
 
     def _room(self, session: Session, more: int) -> None:
-        waiting = session.scalar(select(func.count()).where(Job.state.in_(_WAITING))) or 0
+        waiting = session.scalar(_COUNT) or 0
         if waiting + more <= self._max_queue:
             return
         self._full_until = time.monotonic() + _FULL_S

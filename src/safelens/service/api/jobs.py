@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, ValidationError
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from starlette.concurrency import run_in_threadpool
 
 from safelens.service.addresses import Hosts, Refused
@@ -33,6 +34,8 @@ from safelens.service.uploads import clean_name, receive
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
 _MOST_JSON = 16_384
+_ENDED = ("done", "cancelled")
+_STATE = select(Job.state).where(Job.id == bindparam("job"))
 IdempotencyKey = Annotated[
     str | None, Header(min_length=1, max_length=255, description="Repeat a request without harm.")
 ]
@@ -126,11 +129,7 @@ async def job(
     ] = 0.0,
 ) -> JobView:
     """A job, with its verdict when it is done."""
-    view = await run_in_threadpool(_view, here, caller, job_id)
-    if wait and view.state not in ("done", "cancelled"):
-        await until_ended(here, job_id, wait)
-        view = await run_in_threadpool(_view, here, caller, job_id)
-    return view
+    return await until_ended(here, caller, job_id, wait)
 
 
 @router.post("/jobs/{job_id}/cancel")
@@ -140,7 +139,7 @@ def cancel(here: Here, caller: Client, job_id: str) -> JobView:
         own_job(session, caller, job_id)
     here.submissions.cancel(job_id, caller.id)
     here.bells.ring_done(job_id)
-    return _view(here, caller, job_id)
+    return job_of(here, caller, job_id)
 
 
 @router.post("/batches", status_code=202, responses=_known(BatchView))
@@ -194,15 +193,21 @@ def cancel_batch(here: Here, caller: Client, batch_id: str) -> BatchView:
     return _batch(here, caller, batch_id)
 
 
-async def until_ended(here: Service, job_id: str, seconds: float) -> None:
-    """Wait for a job's end, at most so long."""
+async def until_ended(here: Service, caller: Caller, job_id: str, seconds: float) -> JobView:
+    """A job at its end, or as it is when the time is over. Raises Problem (not_found)."""
 
     def ended() -> bool:
         with here.database.reading() as session:
-            state = session.scalar(select(Job.state).where(Job.id == job_id))
-        return state in ("done", "cancelled")
+            state = session.scalar(_STATE, {"job": job_id})
+        return state in _ENDED
 
-    await here.wait(job_id, seconds, lambda: run_in_threadpool(ended))
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    view = await run_in_threadpool(job_of, here, caller, job_id)
+    while view.state not in _ENDED and (left := until - loop.time()) > 0:
+        await here.wait(job_id, left, lambda: run_in_threadpool(ended))
+        view = await run_in_threadpool(job_of, here, caller, job_id)
+    return view
 
 
 def check_url(hosts: Hosts, url: str) -> None:
@@ -247,10 +252,11 @@ def _submit(
             here.media.delete(media)
     if accepted:
         here.bells.ring_work()
-    return _view(here, caller, row.id), replayed
+    return job_of(here, caller, row.id), replayed
 
 
-def _view(here: Service, caller: Caller, job_id: str) -> JobView:
+def job_of(here: Service, caller: Caller, job_id: str) -> JobView:
+    """A job that the caller may see. Raises Problem (not_found)."""
     with here.database.reading() as session:
         return job_view(here, session, own_job(session, caller, job_id))
 

@@ -17,7 +17,6 @@ from starlette.concurrency import run_in_threadpool
 
 from safelens.service.api.jobs import check_url, until_ended
 from safelens.service.api.models import JobView
-from safelens.service.api.views import job_view, own_job
 from safelens.service.context import Client, Here, Service
 from safelens.service.fetch import name_of
 from safelens.service.keys import Caller
@@ -103,10 +102,10 @@ async def moderate(here: Here, caller: Client, asked: ModerationRequest) -> Mode
     jobs = [await run_in_threadpool(_submit, here, caller, url) for url in urls]
     here.bells.ring_work()
     until = asyncio.get_running_loop().time() + _LONGEST_S
+    views = []
     for job in jobs:
         left = until - asyncio.get_running_loop().time()
-        await until_ended(here, job, max(0.0, left))
-    views = [await run_in_threadpool(_view, here, caller, job) for job in jobs]
+        views.append(await until_ended(here, caller, job, left))
     late = [view.id for view in views if view.verdict is None]
     if late:
         raise Problem(
@@ -167,11 +166,6 @@ def _submit(here: Service, caller: Caller, url: str) -> str:
         if not accepted:
             here.media.delete(media)
     return job_id
-
-
-def _view(here: Service, caller: Caller, job_id: str) -> JobView:
-    with here.database.reading() as session:
-        return job_view(here, session, own_job(session, caller, job_id))
 
 
 def _why(view: JobView) -> str:

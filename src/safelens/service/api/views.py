@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from safelens.service.api.models import DeploymentView, FrameView, JobSummary, JobView, time_of
@@ -47,6 +47,10 @@ def last_decision() -> Any:
     )
 
 
+# Statements that stand here are built once; those of every request cost as much as what they ask.
+_DECISION = select(last_decision()).where(Job.id == bindparam("job"))
+
+
 def summary(
     job: Job, verdict: VerdictRow | None, decision: str | None, knows: str | None
 ) -> JobSummary:
@@ -59,7 +63,7 @@ def job_view(here: Service, session: Session, job: Job) -> JobView:
     verdict = session.get(VerdictRow, job.id) if job.state == "done" else None
     decision = None
     if verdict is not None:
-        decision = session.scalar(select(last_decision()).where(Job.id == job.id))
+        decision = session.scalar(_DECISION, {"job": job.id})
     deployment = here.seen.get(job.deployment_id)
     if deployment is None:
         deployment = deployment_view(session, session.get_one(Deployment, job.deployment_id))
