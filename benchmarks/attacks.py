@@ -157,7 +157,8 @@ def neutral(lens: SafeLens, text: str, chance: random.Random) -> str:
         return len(lens.deliberator.vlm.ids(frame_captions([caption])))
 
     wanted, words = length(text), [chance.choice(_WORDS)]
-    while length(" ".join([*words, _WORDS[0]])) <= wanted:
+    # Of a longer text S2 reads no more, however many words are added.
+    while len(" ".join(words)) < len(text) and length(" ".join([*words, _WORDS[0]])) <= wanted:
         words.append(chance.choice(_WORDS))
     return " ".join(words)
 
