@@ -149,7 +149,7 @@ def clips_of(lens: SafeLens, paths: Sequence[Path]) -> list[Seen]:
 
 
 def neutral(lens: SafeLens, text: str, chance: random.Random) -> str:
-    """Words that say nothing, about as many tokens as S2 reads of a text."""
+    """Words that say nothing, about as many tokens as S2 reads of a text, and no more than S2 reads of a caption."""
     from safelens.prompts import frame_captions
 
     def length(words: str) -> int:
@@ -157,9 +157,10 @@ def neutral(lens: SafeLens, text: str, chance: random.Random) -> str:
         return len(lens.deliberator.vlm.ids(frame_captions([caption])))
 
     wanted, words = length(text), [chance.choice(_WORDS)]
-    # Of a longer text S2 reads no more, however many words are added.
-    while len(" ".join(words)) < len(text) and length(" ".join([*words, _WORDS[0]])) <= wanted:
+    read = length(words[0])
+    while (more := length(" ".join([*words, _WORDS[0]]))) <= wanted and more > read:
         words.append(chance.choice(_WORDS))
+        read = length(" ".join(words))
     return " ".join(words)
 
 

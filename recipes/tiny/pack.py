@@ -84,7 +84,7 @@ def pack_with_adapter(bundle: Bundle, adapter: Path, out: Path) -> None:
         adapter=str(adapter),
         card=card.read_text() if card.exists() else None,
     )
-    settings = bundle.settings.model_dump(exclude={"files", "policy"}, exclude_unset=True)
+    settings = bundle.settings.model_dump(exclude={"files", "policy", "format"}, exclude_unset=True)
     assert settings["deliberate"]["adapter"] == ADAPTER
     packed = pack_parts(parts, out, settings, replace_bundle=True)
     print(f"{out}: {packed.sha256}")
