@@ -5,6 +5,11 @@
 Writes `reports/scale.json`. Knows which runs there are and what is counted; each is `safelens moderate`, as a user
 would give it, on SafeWorld clips and the embedded bundle. Can be interrupted: each run is a stage, done once. Nothing
 else should run on the machine.
+
+The overhead is that of one worker beside the local engine, both on all cores. The speedup is that of a second machine of
+one core: each worker is on a node of its own, whose processes, decoder too, are confined to one core. Ray's head, the
+driver and the ledger may use either core. The simulator is given the seconds of one run on such nodes, and foretells
+others, of other clips.
 """
 
 from __future__ import annotations
@@ -18,6 +23,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +33,7 @@ from recipes.machine import machine
 from recipes.stages import Stage, run
 from safelens.cli._progress import progress
 from safelens.engine.plan import Measured
-from safelens.engine.simulate import Simulated, simulate
+from safelens.engine.simulate import simulate
 from safelens.engine.verdicts import read_verdicts
 from safelens.line_log import LineLog
 from safelens.verdict import Verdict
@@ -33,6 +41,9 @@ from safelens.verdict import Verdict
 REPORT = Path("reports/scale.json")
 WORKER_KILLS, DRIVER_KILLS = 10, 2
 WORKERS = ("ScreenStage", "DeliberateStage")
+OTHERS = 300
+"""Clips of the run from whose seconds the simulator foretells the others."""
+STORE_BYTES = 200 << 20
 TOLERANCE = 1e-3
 """Scores may differ by this much: batches differ from run to run, and with them the last bits."""
 
@@ -70,11 +81,37 @@ def lines(folder: Path) -> int:
     return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
 
 
+@contextmanager
+def nodes_of_one_core(count: int) -> Iterator[str]:
+    """A Ray cluster of so many nodes on this machine, each confined to a core, and a head without; gives its address.
+
+    Raises:
+        SystemExit: there are fewer cores.
+    """
+    from ray.cluster_utils import Cluster
+
+    cores = os.sched_getaffinity(0)
+    if len(cores) < count:
+        raise SystemExit(f"{count} nodes of one core, and there are {len(cores)} cores")
+    store = {"object_store_memory": STORE_BYTES}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **store})
+    try:
+        for core in sorted(cores)[:count]:
+            os.sched_setaffinity(0, {core})  # what a node starts inherits it
+            cluster.add_node(num_cpus=1, **store)
+            os.sched_setaffinity(0, cores)
+        cluster.wait_for_nodes()
+        yield cluster.address
+    finally:
+        os.sched_setaffinity(0, cores)
+        cluster.shutdown()
+
+
 # -- stages -------------------------------------------------------------------------------------------
 
 
 def world(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
-    """Stage: the clips, and manifests of all and of the first so many."""
+    """Stage: the clips, and manifests of all and of parts."""
     from safelens.safeworld.writer import Progress, write_dataset
 
     with progress("clips", settings["clips"]) as bar:
@@ -86,15 +123,16 @@ def world(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
             out / "world", clips=settings["clips"], seed=71, jobs=2, on_progress=on_progress
         )
     videos = sorted((out / "world" / "videos").iterdir())
-    for count in (settings["clips"], *settings["parts"]):
-        rows = "".join(json.dumps({"video": str(v.absolute())}) + "\n" for v in videos[:count])
-        (out / f"{count}.jsonl").write_text(rows)
-        (out / f"{count}.txt").write_text("".join(f"{v.absolute()}\n" for v in videos[:count]))
+    for first, last in ([0, settings["clips"]], *settings["parts"]):
+        part = [str(v.absolute()) for v in videos[first:last]]
+        name = f"{first}-{last}"
+        (out / f"{name}.jsonl").write_text("".join(json.dumps({"video": v}) + "\n" for v in part))
+        (out / f"{name}.txt").write_text("".join(f"{v}\n" for v in part))
 
 
 def local(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
     """Stage: the local engine's verdicts."""
-    with (needs["world"] / f"{settings['clips']}.txt").open("rb") as names:
+    with (needs["world"] / f"0-{settings['clips']}.txt").open("rb") as names:
         command = moderate("-", "--out", out / "verdicts.jsonl", "--resume", "--json")
         done = subprocess.run(command, stdin=names, stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
@@ -107,7 +145,7 @@ def killed(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
     kills = json.loads(card.read_text()) if card.exists() else []
     plan = ["worker"] * settings["worker_kills"] + ["driver"] * settings["driver_kills"]
     random.Random(3).shuffle(plan)
-    manifest = needs["world"] / f"{settings['clips']}.jsonl"
+    manifest = needs["world"] / f"0-{settings['clips']}.jsonl"
     command = moderate(
         *(manifest, "--engine", "ray", "--out", out / "verdicts"),
         *("--screen-actors", 2, "--screen-cpus", 0.5),
@@ -142,30 +180,35 @@ def killed(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
 
 
 def timed(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
-    """Stage: seconds a clip, from two runs of different length, so that starting and loading do not count."""
+    """Stage: seconds of runs over parts of the clips; `nodes` of one core each, or without any on all cores."""
     card = out / "found.json"
     found: dict[str, float] = json.loads(card.read_text()) if card.exists() else {}
-    for repeat in range(settings["repeats"]):
-        for count in settings["counts"]:
-            key = f"{repeat}/{count}"
-            if key in found:
-                continue
-            target = out / key.replace("/", "-")
-            words: list[object] = ["--tau", settings["tau"], "--out", target]
-            if settings["engine"] == "local":
-                target.unlink(missing_ok=True)
-                command = moderate("-", "--json", *words, threads=settings["threads"])
-            else:
-                for file in target.glob("*"):
-                    file.unlink()
-                manifest = needs["world"] / f"{count}.jsonl"
-                command = moderate(manifest, "--engine", "ray", *words, *settings["ray"])
-            with (needs["world"] / f"{count}.txt").open("rb") as names:
-                began = time.perf_counter()
-                subprocess.run(command, stdin=names, stdout=subprocess.DEVNULL, check=True)
-                found[key] = time.perf_counter() - began
-            card.write_text(json.dumps(found))
-            print(f"  {key}: {found[key]:.1f} s", flush=True)
+    nodes = settings.get("nodes")
+    with nullcontext() if nodes is None else nodes_of_one_core(nodes) as address:
+        there = [] if nodes is None else ["--ray-address", address]
+        for repeat in range(settings["repeats"]):
+            for first, last in settings["parts"]:
+                part = f"{first}-{last}"
+                key = f"{repeat}/{part}"
+                if key in found:
+                    continue
+                target = out / key.replace("/", "-")
+                words: list[object] = ["--tau", settings["tau"], "--out", target]
+                if settings["engine"] == "local":
+                    target.unlink(missing_ok=True)
+                    command = moderate("-", "--json", *words, threads=1)
+                else:
+                    for file in target.glob("*"):
+                        file.unlink()
+                    manifest = needs["world"] / f"{part}.jsonl"
+                    ray = ["--engine", "ray", *there, *settings["ray"]]
+                    command = moderate(manifest, *ray, *words)
+                with (needs["world"] / f"{part}.txt").open("rb") as names:
+                    began = time.perf_counter()
+                    subprocess.run(command, stdin=names, stdout=subprocess.DEVNULL, check=True)
+                    found[key] = time.perf_counter() - began
+                card.write_text(json.dumps(found))
+                print(f"  {key}: {found[key]:.1f} s", flush=True)
 
 
 # -- what is counted ------------------------------------------------------------------------------------
@@ -204,11 +247,15 @@ def same(a: Verdict, b: Verdict) -> bool:
     )
 
 
-def seconds_a_clip(found: dict[str, float], counts: list[int]) -> list[float]:
-    """Of each repeat: the longer run's time over the shorter one's, by the clips that it had more."""
+def seconds_a_clip(folder: Path, counts: list[int]) -> list[float]:
+    """Of each repeat: the longer run's time over the shorter one's, by the clips that it had more.
+
+    So starting and loading do not count.
+    """
+    found = json.loads((folder / "found.json").read_text())
     few, many = counts
     repeats = len(found) // 2
-    return [(found[f"{r}/{many}"] - found[f"{r}/{few}"]) / (many - few) for r in range(repeats)]
+    return [(found[f"{r}/0-{many}"] - found[f"{r}/0-{few}"]) / (many - few) for r in range(repeats)]
 
 
 def median(values: list[float]) -> float:
@@ -216,18 +263,61 @@ def median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-def planned(
-    measured: Measured, counts: list[int], screen: int, deliberate: int
-) -> tuple[float, Simulated]:
-    """What the simulator says of a timed run: seconds a clip, and the longer run."""
+def ran(folder: Path, counts: list[int], screen: int) -> dict[str, float]:
+    """A timed run as it was: seconds a clip, and the share of them in which a stage's replicas worked."""
+    own = Measured.of(read_verdicts(folder / f"0-0-{counts[1]}"))
+    seconds = median(seconds_a_clip(folder, counts))
+    worked = max(float(own.decode_s.mean()), float(own.screen_s.mean()))
+    second = own.escalated * float(own.deliberate_s.mean())
+    return {
+        "seconds_a_clip": seconds,
+        "screen_busy": worked / (screen * seconds),
+        "deliberate_busy": second / seconds,
+    }
+
+
+def foretold(measured: Measured, counts: list[int], screen: int) -> dict[str, float]:
+    """The same as the simulator says it."""
     import numpy as np
 
     rng = np.random.default_rng(0)
     few, many = (
-        simulate(np.zeros(n), *measured.draw(n, rng), screen=screen, deliberate=deliberate)
-        for n in counts
+        simulate(np.zeros(n), *measured.draw(n, rng), screen=screen, deliberate=1) for n in counts
     )
-    return (many.end - few.end) / (counts[1] - counts[0]), many
+    return {
+        "seconds_a_clip": (many.end - few.end) / (counts[1] - counts[0]),
+        "screen_busy": many.screen_busy,
+        "deliberate_busy": many.deliberate_busy,
+    }
+
+
+def simulator(folders: dict[str, Path], counts: list[int]) -> dict[str, Any]:
+    """Three runs on nodes of one core as they were and as the simulator foretells them, from another run's seconds.
+
+    That one was of other clips, with one replica of each stage. Of which share S2 is asked, where S1 is never
+    sure to decide alone, is taken from it too.
+    """
+    [rates] = folders["rates"].glob("0-*-*")
+    measured = Measured.of(read_verdicts(rates))
+    alone = replace(measured, escalated=0.0)
+    found: dict[str, Any] = {
+        "from": {
+            "clips": len(measured.screen_s),
+            "decode_s": float(measured.decode_s.mean()),
+            "screen_s": float(measured.screen_s.mean()),
+            "deliberate_s": float(measured.deliberate_s.mean()),
+            "escalated": measured.escalated,
+        }
+    }
+    for name, given, screen in (
+        ("one_core_s1", alone, 1),
+        ("one_core_2_s1", alone, 2),
+        ("one_core_both", measured, 1),
+    ):
+        was, will = ran(folders[name], counts, screen), foretold(given, counts, screen)
+        ratio = {key: will[key] / was[key] for key in was if was[key]}
+        found[name] = {"measured": was, "simulated": will, "ratio": ratio}
+    return found
 
 
 # -- all of it --------------------------------------------------------------------------------------------
@@ -235,20 +325,26 @@ def planned(
 
 def stages(clips: int, counts: list[int], repeats: int) -> dict[str, Stage]:
     """Declare the runs; nothing is run."""
-    drawn = Stage("world", world, {"clips": clips, "parts": counts})
-    each = {"counts": counts, "repeats": repeats, "threads": 1}
-    one = ["--screen-cpus", 1, "--deliberate-cpus", 1]
-    two = [*one, "--screen-actors", 2]
+    parts = [[0, count] for count in counts]
+    others = [[counts[1], counts[1] + OTHERS]]
+    drawn = Stage("world", world, {"clips": clips, "parts": parts + others})
     kills = {"worker_kills": WORKER_KILLS, "driver_kills": DRIVER_KILLS}
     needs = (drawn,)
+    one = ["--screen-cpus", 1, "--deliberate-cpus", 1]
+    # At tau 0 all is S1's, and S2's process has nothing to do.
+    s1 = {"parts": parts, "repeats": repeats, "tau": 0.0}
+    alone = s1 | {"engine": "ray", "ray": ["--screen-cpus", 1, "--deliberate-cpus", 0]}
+    two = {"ray": [*alone["ray"], "--screen-actors", 2], "nodes": 2}
+    both = {"engine": "ray", "ray": one, "tau": 0.9, "nodes": 2}
     return {
         "local": Stage("local", local, {"clips": clips}, needs),
         "killed": Stage("killed", killed, {"clips": clips} | kills, needs),
-        # At tau 0 all is S1's: one process that computes, as the local engine's is.
-        "local_s1": Stage("timed", timed, each | {"engine": "local", "tau": 0.0}, needs),
-        "ray_s1": Stage("timed", timed, each | {"engine": "ray", "tau": 0.0, "ray": one}, needs),
-        "ray_2_s1": Stage("timed", timed, each | {"engine": "ray", "tau": 0.0, "ray": two}, needs),
-        "ray_both": Stage("timed", timed, each | {"engine": "ray", "tau": 0.9, "ray": one}, needs),
+        "local_s1": Stage("timed", timed, s1 | {"engine": "local"}, needs),
+        "ray_s1": Stage("timed", timed, s1 | {"engine": "ray", "ray": one}, needs),
+        "one_core_s1": Stage("timed", timed, alone | {"nodes": 1}, needs),
+        "one_core_2_s1": Stage("timed", timed, alone | two, needs),
+        "one_core_both": Stage("timed", timed, both | {"parts": parts, "repeats": repeats}, needs),
+        "rates": Stage("timed", timed, both | {"parts": others, "repeats": 1}, needs),
     }
 
 
@@ -269,9 +365,9 @@ def main() -> None:
     folders = {name: stage.folder(args.work) for name, stage in wanted.items()}
     kills = Counter(k["what"] for k in json.loads((folders["killed"] / "kills.json").read_text()))
     rates = {
-        name: seconds_a_clip(json.loads((folder / "found.json").read_text()), args.counts)
+        name: seconds_a_clip(folder, args.counts)
         for name, folder in folders.items()
-        if name not in ("local", "killed")
+        if name not in ("local", "killed", "rates")
     }
     middle = {name: median(found) for name, found in rates.items()}
     report = {
@@ -281,43 +377,15 @@ def main() -> None:
         "worker_kills": kills["worker"],
         "driver_kills": kills["driver"],
         "overhead_vs_local": middle["ray_s1"] / middle["local_s1"] - 1,
-        "speedup_2_workers": middle["ray_s1"] / middle["ray_2_s1"],
+        "speedup_2_workers": middle["one_core_s1"] / middle["one_core_2_s1"],
         "seconds_a_clip": rates,
-        "simulator": simulator(folders, middle, args.counts),
+        "simulator": simulator(folders, args.counts),
     }
     if args.out.exists() and "nodes" in (there := json.loads(args.out.read_text())):
         report["nodes"] = there["nodes"]  # of benchmarks.scale_nodes
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=1) + "\n")
     print(args.out.read_text())
-
-
-def simulator(
-    folders: dict[str, Path], middle: dict[str, float], counts: list[int]
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Three runs as they were and as they are simulated, each from the seconds in its own verdicts.
-
-    Seconds a clip are a backlog's delay over its clips; `busy` is the share of time that a stage's replicas worked.
-    """
-    found = {}
-    for name, screen in (("ray_s1", 1), ("ray_2_s1", 2), ("ray_both", 1)):
-        measured = Measured.of(read_verdicts(folders[name] / f"0-{counts[1]}"))
-        said, many = planned(measured, counts, screen, 1)
-        was = {
-            "seconds_a_clip": middle[name],
-            "screen_busy": float(measured.screen_s.mean()) / (screen * middle[name]),
-            "deliberate_busy": measured.escalated
-            * float(measured.deliberate_s.mean())
-            / middle[name],
-        }
-        will = {
-            "seconds_a_clip": said,
-            "screen_busy": many.screen_busy,
-            "deliberate_busy": many.deliberate_busy,
-        }
-        ratio = {key: will[key] / was[key] for key in was if was[key]}
-        found[name] = {"measured": was, "simulated": will, "ratio": ratio}
-    return found
 
 
 if __name__ == "__main__":

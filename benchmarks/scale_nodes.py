@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scale import REPORT, WORKERS, compared, lines, local, moderate, world
+from benchmarks.scale import REPORT, STORE_BYTES, WORKERS, compared, lines, local, moderate, world
 from recipes.machine import machine
 from recipes.stages import Stage, run
 
@@ -35,7 +35,6 @@ NODES = ("slhead", "slnode1", "slnode2")
 PORT = 6379
 CPUS = 2
 LONGEST_S = 900.0
-_STORE_BYTES = 200 << 20
 
 
 def ip(*words: str, within: str | None = None) -> str:
@@ -124,7 +123,7 @@ def start(net: Network, name: str, folder: Path, log: Path) -> subprocess.Popen[
         words += ["--temp-dir", str(folder)]
     else:
         words += ["--address", f"{net.addresses[NODES[0]]}:{PORT}", "--num-cpus", str(CPUS)]
-    words += ["--object-store-memory", str(_STORE_BYTES), "--disable-usage-stats"]
+    words += ["--object-store-memory", str(STORE_BYTES), "--disable-usage-stats"]
     with log.open("ab") as out:
         return subprocess.Popen(within(name, words), stdout=out, stderr=out)
 
@@ -181,7 +180,7 @@ def cut(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
 def _moderated(
     net: Network, out: Path, verdicts: Path, settings: dict[str, Any], clips: Path
 ) -> dict[str, Any]:
-    manifest = clips / f"{settings['clips']}.jsonl"
+    manifest = clips / f"0-{settings['clips']}.jsonl"
     command = moderate(
         *(manifest, "--engine", "ray", "--ray-address", f"{net.addresses[NODES[0]]}:{PORT}"),
         *("--out", verdicts, "--screen-actors", 2, "--screen-cpus", 0.5),

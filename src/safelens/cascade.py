@@ -342,9 +342,9 @@ class SafeLens:
                 for case in cases:
                     self.screen([case])
             return
+        seconds = (time.perf_counter() - began) / len(cases)
         for case, s1 in zip(cases, found, strict=True):
-            taken = "screen" if case.finding is None else "take_up"
-            case.video.timing[taken] = (time.perf_counter() - began) / len(cases)
+            case.video.timing["screen" if case.finding is None else "take_up"] = seconds
             try:
                 if case.finding is None:
                     case.verdict = self._verdict_of_s1(case.video, case.clip, s1)

@@ -1,3 +1,5 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from safelens.engine.manifest import Entry
 from safelens.engine.stages import DeliberateStage, ScreenStage, table_of
 from safelens.engine.system import System
 from safelens.engine.verdicts import read_verdicts
+from safelens.verdict import Verdict
 
 torch.set_num_threads(1)
 
@@ -23,7 +26,7 @@ class Here:
     def __getattr__(self, name):
         return getattr(self.ledger, name)
 
-    def settle(self):
+    def settle(self, sent):
         pass
 
 
@@ -87,7 +90,7 @@ def test_bytes_that_have_a_verdict_reach_no_model(system, videos, tmp_path, monk
     sure = str(videos[max(range(6), key=lambda i: s1[i].confidence)])
     copy.write_bytes(Path(sure).read_bytes())
     list(screen(table_of([Entry(sure)])))
-    monkeypatch.setattr(screen._lens, "screen", lambda cases: pytest.fail("was screened"))
+    monkeypatch.setattr(SafeLens, "screen", lambda lens, cases: pytest.fail("was screened"))
     [none] = screen(table_of([Entry(str(copy))]))
     assert none.num_rows == 0
     assert [v.video for v in read_verdicts(tmp_path / "out")] == [sure]
@@ -108,3 +111,72 @@ def test_videos_without_frames_and_videos_by_address(system, videos, tmp_path):
     for gone in asked[2:]:
         assert found[gone].error.code == "not_found"
         assert found[gone].error.message.startswith(gone)
+
+
+def test_the_next_block_is_decoded_before_this_one_is_over(system, videos, tmp_path, monkeypatch):
+    decoded, may = [], threading.Event()
+    decode, screen = SafeLens.decode, SafeLens.screen
+
+    def seen(lens, path):
+        decoded.append(path)
+        return decode(lens, path)
+
+    monkeypatch.setattr(SafeLens, "decode", seen)
+    monkeypatch.setattr(SafeLens, "screen", lambda *a: may.wait(60) and screen(*a))
+    stage = ScreenStage(system, Here(tmp_path))
+    names = [str(v) for v in videos]
+    blocks = [table_of([Entry(v) for v in part]) for part in (names[:1], names[1:])]
+    with ThreadPoolExecutor() as threads:
+        found = [threads.submit(lambda b=block: next(stage(b))) for block in blocks]
+        for _ in range(600):
+            if len(decoded) == len(names):
+                break
+            threading.Event().wait(0.1)
+        assert sorted(decoded) == names
+        assert not any(f.done() for f in found)
+        may.set()
+        unsure = [set(f.result().column("video").to_pylist()) for f in found]
+    own = [set(block.column("video").to_pylist()) for block in blocks]
+    assert all(a <= b for a, b in zip(unsure, own, strict=True))
+    sure = {v.video.encode() for v in read_verdicts(tmp_path)}
+    assert sure | unsure[0] | unsure[1] == own[0] | own[1]
+
+
+def test_videos_on_which_a_process_died_are_alone_whatever_else_there_is(
+    system, videos, tmp_path, monkeypatch
+):
+    here = Here(tmp_path)
+    names = [str(v) for v in videos]
+    suspects = names[1:3]
+    batches, events = [], []
+    screen = SafeLens.screen
+
+    def seen(lens, cases):
+        batches.append([case.video.path for case in cases])
+        screen(lens, cases)
+
+    def told(name, of):
+        call = getattr(here.ledger, name)
+
+        def do(stage, what):
+            events.append((name, of(what)))
+            return call(stage, what)
+
+        monkeypatch.setattr(here.ledger, name, do)
+
+    here.introduce(system.load(deliberate=False).provenance.model_dump_json())
+    here.begin("screen", [Entry(v) for v in suspects])  # and then its process died
+    told("begin", lambda entries: {e.video for e in entries})
+    told("again", lambda video: {video})
+    told("add", lambda f: {Verdict.from_json(v).video for v in f.verdicts} | {*f.passed_on})
+    monkeypatch.setattr(SafeLens, "screen", seen)
+    stage = ScreenStage(system, here)
+    blocks = [table_of([Entry(v) for v in part]) for part in (names[:4], names[4:])]
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(lambda block: next(stage(block)), blocks))
+    assert all(len(batch) == 1 for batch in batches if set(batch) & set(suspects))
+    assert sorted(v for batch in batches for v in batch) == names
+    for suspect in suspects:
+        # The ledger has it before anything else is begun.
+        after = events[events.index(("again", {suspect})) + 1 :]
+        assert next(e for e in after if e[0] != "add" or suspect in e[1]) == ("add", {suspect})

@@ -5,7 +5,7 @@ from test_verdicts import failed, good
 from safelens.engine.plan import Measured, PlanError, Price, plan_backlog, plan_stream
 from safelens.verdict import Verdict
 
-EVEN = Measured(np.array([0.5]), np.array([4.0]), 0.25)
+EVEN = Measured(np.array([0.2]), np.array([0.5]), np.array([4.0]), 0.25)
 
 
 def test_seconds_come_from_the_verdicts_of_a_run():
@@ -17,12 +17,27 @@ def test_seconds_come_from_the_verdicts_of_a_run():
         Verdict.from_json(failed("c")),
     ]
     measured = Measured.of(found)
-    assert measured.screen_s.tolist() == pytest.approx([0.4, 0.3])
+    assert measured.decode_s.tolist() == pytest.approx([0.4, 0.1])
+    assert measured.screen_s.tolist() == pytest.approx([0.3, 0.3])
     assert measured.deliberate_s.tolist() == pytest.approx([3.2])
     assert measured.escalated == 0.5
-    assert Measured.of(found, decoders=4).screen_s.tolist() == pytest.approx([0.3, 0.3])
+    assert Measured.of(found, decoders=4).decode_s.tolist() == pytest.approx([0.1, 0.025])
     with pytest.raises(PlanError, match="no video of these verdicts was screened"):
         Measured.of(found[2:])
+
+
+def test_decoding_and_model_are_drawn_of_one_video():
+    measured = Measured(np.arange(9.0), 10 * np.arange(9.0), np.array([1.0]), 0.5)
+    decode_s, screen_s, deliberate_s = measured.draw(1000, np.random.default_rng(3))
+    assert np.array_equal(screen_s, 10 * decode_s)
+    assert len(set(decode_s)) == 9
+    assert np.isnan(deliberate_s).mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_where_decoding_is_slower_replicas_are_as_many_as_it_needs():
+    slow = Measured(np.array([2.0]), np.array([0.5]), np.array([4.0]), 0.25)
+    plan = plan_backlog(slow, Price(2.0), videos=10_000, hours=1.0)
+    assert plan.screen == pytest.approx(6, abs=1)  # 20,000 s in 3,600 s
 
 
 def test_a_backlog_takes_as_many_replicas_as_there_is_work():
@@ -77,7 +92,7 @@ def test_no_cheaper_plan_is_good(monkeypatch):
 
 
 def test_what_cannot_be_planned():
-    with pytest.raises(PlanError, match=r"they take 4\.5 s without waiting"):
+    with pytest.raises(PlanError, match=r"they take 4\.7 s without waiting"):
         plan_stream(EVEN, Price(1.0), curve=[3600], delay_s=1.0)
     with pytest.raises(PlanError, match="expected numbers above 0"):
         plan_backlog(EVEN, Price(1.0), videos=0, hours=1.0)

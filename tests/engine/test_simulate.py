@@ -9,6 +9,8 @@ from safelens.engine.simulate import by_the_hour, poisson, simulate
 
 N = 200_000
 NEVER = np.full(N, np.nan)
+AT_ONCE = np.zeros(N)
+"""Decoding that takes no time."""
 
 
 @pytest.fixture
@@ -36,6 +38,7 @@ def test_mmc_waits_as_erlang_says(rng, servers, busy):
     for _ in range(4):  # waits of neighbours are alike, so one run tells less than its length
         found = simulate(
             poisson(rate, N, rng),
+            AT_ONCE,
             rng.exponential(seconds, N),
             NEVER,
             screen=servers,
@@ -49,14 +52,14 @@ def test_mmc_waits_as_erlang_says(rng, servers, busy):
 
 @pytest.mark.parametrize("busy", [0.3, 0.7, 0.9])
 def test_md1_waits_as_pollaczek_and_khinchine_say(rng, busy):
-    found = simulate(poisson(busy, N, rng), np.ones(N), NEVER, screen=1, deliberate=1)
+    found = simulate(poisson(busy, N, rng), AT_ONCE, np.ones(N), NEVER, screen=1, deliberate=1)
     assert found.delays.mean() - 1 == pytest.approx(busy / (2 * (1 - busy)), rel=0.06)
 
 
 def test_md2_waits_as_cosmetatos_says(rng):
     """An approximation of M/D/c from M/M/c, good to a few percent."""
     busy, servers = 0.8, 2
-    found = simulate(poisson(busy * 2, N, rng), np.ones(N), NEVER, screen=2, deliberate=1)
+    found = simulate(poisson(busy * 2, N, rng), AT_ONCE, np.ones(N), NEVER, screen=2, deliberate=1)
     mm2 = wait_mmc(busy * servers, 1.0, servers)
     correction = (
         (1 - busy) * (servers - 1) * (math.sqrt(4 + 5 * servers) - 2) / (16 * busy * servers)
@@ -71,6 +74,7 @@ def test_both_stages_wait_as_two_queues_that_know_nothing_of_each_other(rng):
     unsure = rng.random(N) < escalated
     found = simulate(
         poisson(rate, N, rng),
+        AT_ONCE,
         screen_s,
         np.where(unsure, deliberate_s, np.nan),
         screen=2,
@@ -84,12 +88,35 @@ def test_both_stages_wait_as_two_queues_that_know_nothing_of_each_other(rng):
     assert found.deliberate_busy == pytest.approx(0.75, rel=0.03)
 
 
+def test_decoding_and_model_of_a_replica_wait_as_two_queues(rng):
+    """Burke again; the model never has a video that is not decoded, and one is decoded while it works."""
+    rate = 1.2
+    decode_s, screen_s = rng.exponential(0.5, N), rng.exponential(1.0, N)
+    found = simulate(poisson(rate, N, rng), decode_s, screen_s, NEVER, screen=2, deliberate=1)
+    wanted = 0.5 + wait_mmc(rate, 0.5, 2) + 1.0 + wait_mmc(rate, 1.0, 2)
+    assert found.delays.mean() == pytest.approx(wanted, rel=0.05)
+    assert found.screen_busy == pytest.approx(0.6, rel=0.02)
+
+
+@pytest.mark.parametrize(("decode", "screen"), [(1.0, 3.0), (3.0, 1.0)])
+def test_a_replica_takes_as_long_as_the_slower_of_decoding_and_model(decode, screen):
+    arrivals, none = np.zeros(1000), np.full(1000, np.nan)
+    # In turns long and short: what a video takes is not the longer of its own two.
+    turns = np.tile([0.5, 1.5], 500)
+    found = simulate(arrivals, decode * turns, screen * turns[::-1], none, screen=1, deliberate=1)
+    assert found.end == pytest.approx(3000, rel=0.01)
+    assert found.screen_busy == pytest.approx(1.0, rel=0.01)
+
+
 def test_a_backlog_is_done_when_the_slower_stage_is():
-    arrivals = np.zeros(1000)
-    found = simulate(arrivals, np.ones(1000), np.full(1000, np.nan), screen=10, deliberate=1)
-    assert (found.end, found.screen_busy) == (100.0, 1.0)
-    found = simulate(arrivals, np.ones(1000), np.full(1000, 2.0), screen=10, deliberate=10)
-    assert found.end == 201.0
+    arrivals, decoding = np.zeros(1000), np.full(1000, 0.5)
+    none = np.full(1000, np.nan)
+    found = simulate(arrivals, decoding, np.ones(1000), none, screen=10, deliberate=1)
+    assert (found.end, found.screen_busy) == (100.5, pytest.approx(100 / 100.5))
+    found = simulate(
+        arrivals, decoding, np.ones(1000), np.full(1000, 2.0), screen=10, deliberate=10
+    )
+    assert found.end == 201.5
     assert found.deliberate_busy == pytest.approx(1.0)
 
 
@@ -102,6 +129,6 @@ def test_arrivals_by_the_hour(rng):
 
 def test_what_cannot_be_simulated():
     with pytest.raises(ValueError, match="no videos"):
-        simulate(np.zeros(0), np.zeros(0), np.zeros(0), screen=1, deliberate=1)
+        simulate(*[np.zeros(0)] * 4, screen=1, deliberate=1)
     with pytest.raises(ValueError, match="0 of S2: expected 1 or more"):
-        simulate(np.zeros(1), np.ones(1), np.ones(1), screen=1, deliberate=0)
+        simulate(*[np.zeros(1)] * 4, screen=1, deliberate=0)

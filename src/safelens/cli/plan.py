@@ -119,7 +119,8 @@ def _measured(
         return found if escalated is None else replace(found, escalated=escalated)
     if screen_s is None or deliberate_s is None or escalated is None:
         fail("give verdicts of a run, or --screen-s, --deliberate-s and --escalated")
-    return Measured(np.array([screen_s]), np.array([deliberate_s]), escalated)
+    zero, s1, s2 = (np.array([seconds]) for seconds in (0.0, screen_s, deliberate_s))
+    return Measured(zero, s1, s2, escalated)
 
 
 def _say(found: Plan, promise: str) -> None:

@@ -1,8 +1,7 @@
 """S1 and S2 as two Ray Serve applications, each with replicas of its own that grow with its own queue.
 
-Knows Ray Serve, and what a replica does with the videos that reach it: one `Pipeline`, the local engine's, that never
-ends. So S1's batch is what is decoded when the model is free, and S2's videos join and leave its slots one by one. Who
-asks, and what becomes of the answers, is not known here.
+Knows Ray Serve, and what a replica does with the videos that reach it: one pipeline, the local engine's, that never
+ends (`running`). Who asks, and what becomes of the answers, is not known here.
 
     path ── Replica("screen") ──▶ sure: verdict and frames
                               └─▶ unsure: frames, S1's numbers ── Replica("deliberate") ──▶ verdict
@@ -12,19 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-import threading
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from safelens.arrivals import Arrivals
 from safelens.cascade import Moderation
 from safelens.engine.cluster import EngineError, Pool, last_line, placed
+from safelens.engine.running import Running
 from safelens.engine.system import System
 from safelens.outcome import Decoded
-from safelens.pipeline import BATCH, UNDER_WAY, Case, Pipeline, Unsure
+from safelens.pipeline import BATCH, UNDER_WAY, Unsure
 from safelens.verdict import Stage, Verdict
 
 _UPSCALE_S, _DOWNSCALE_S = 10.0, 300.0
@@ -74,12 +70,8 @@ class Replica:
 
     def __init__(self, stage: Stage, system: System) -> None:
         self._stage = stage
-        self._lens = system.load(deliberate=stage == "deliberate")
-        self._arrivals: Arrivals[str | Unsure] = Arrivals()
-        self._asked: dict[str, deque[Future[Any]]] = {}
-        self._lock = threading.Lock()
-        self._failure: Exception | None = None
-        threading.Thread(target=self._run, daemon=True, name=f"safelens-{stage}").start()
+        deliberate = stage == "deliberate"
+        self._running = Running(system.load(deliberate=deliberate), deliberate=deliberate)
 
     async def __call__(self, video: str | Passed) -> Moderation | Passed | Verdict:
         """A video's verdict.
@@ -87,48 +79,17 @@ class Replica:
         Returns:
             Of S1 a `Moderation`, or what to ask S2; of S2 a `Verdict`.
         """
-        path = video.video.path if isinstance(video, Passed) else video
-        answer: Future[Any] = Future()
-        with self._lock:
-            self.check_health()
-            self._asked.setdefault(path, deque()).append(answer)
-        self._arrivals.add(video.unsure() if isinstance(video, Passed) else video)
-        return await asyncio.wrap_future(answer)
-
-    def check_health(self) -> None:
-        """Serve asks this, and starts anew what raises."""
-        if self._failure is not None:
-            raise RuntimeError(f"the {self._stage} pipeline ended") from self._failure
-
-    def _run(self) -> None:
-        try:
-            pipeline = Pipeline(self._lens, self._arrivals, deliberate=self._stage == "deliberate")
-            for case in pipeline.run():
-                self._answer(case)
-        except Exception as error:
-            with self._lock:
-                self._failure = error
-                left = [answer for answers in self._asked.values() for answer in answers]
-            for answer in left:
-                if answer.set_running_or_notify_cancel():
-                    answer.set_exception(error)
-
-    def _answer(self, case: Case) -> None:
-        path = case.video.path
-        with self._lock:
-            # A video that was sent twice has two answers, and either is right for both.
-            answer = self._asked[path].popleft()
-            if not self._asked[path]:
-                del self._asked[path]
-        if answer.set_running_or_notify_cancel():
-            answer.set_result(self._found(case))
-
-    def _found(self, case: Case) -> Moderation | Passed | Verdict:
+        asked = video.unsure() if isinstance(video, Passed) else video
+        case = await asyncio.wrap_future(self._running.add(asked))
         if case.verdict is None:
             return Passed.of(case.unsure)
         if self._stage == "deliberate":
             return case.verdict
         return Moderation(case.verdict, case.video.clip)
+
+    def check_health(self) -> None:
+        """Serve asks this, and starts anew what raises."""
+        self._running.check()
 
 
 class Online:

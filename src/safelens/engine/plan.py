@@ -17,6 +17,7 @@ from safelens.verdict import Verdict
 MOST_SIMULATED = 100_000
 """Videos that are simulated at most: of more, the busiest stretch of a curve, or a part of a backlog."""
 _SEED = 0
+Work = tuple[Times, Times, Times]
 
 
 class PlanError(ValueError):
@@ -28,11 +29,13 @@ class Measured:
     """What videos took on one replica of each stage, of which the simulation draws.
 
     Attributes:
-        screen_s: seconds of S1 a video, shape (N,).
+        decode_s: seconds of decoding a video, shape (N,).
+        screen_s: seconds of S1's model for the same videos, shape (N,).
         deliberate_s: seconds of S2 a video that it was asked, shape (M,).
         escalated: share of videos that S2 is asked.
     """
 
+    decode_s: Times
     screen_s: Times
     deliberate_s: Times
     escalated: float
@@ -41,8 +44,8 @@ class Measured:
     def of(cls, verdicts: Iterable[Verdict], decoders: int = 1) -> Measured:
         """From the seconds that verdicts of a run carry.
 
-        Decoding runs beside S1's model: a video takes S1 the longer of the two. Verdicts of either engine will do;
-        the local engine's lack what S2 pays for reading the video once more.
+        Decoding runs beside S1's model, in a replica's own cores, so the seconds hold for replicas that have as many.
+        Verdicts of either engine will do; the local engine's lack what S2 pays for reading the video once more.
 
         Args:
             verdicts: of a run.
@@ -51,26 +54,32 @@ class Measured:
         Raises:
             PlanError: none was screened.
         """
-        screen, deliberate = [], []
+        decode, screen, deliberate = [], [], []
         for verdict in verdicts:
             t = verdict.timing
             if "screen" not in t:
                 continue
             second = verdict.decided_by == "deliberate"
-            evidence = t.get("evidence", 0.0)
-            screen.append(max(t["decode"] / decoders, t["screen"] + (0.0 if second else evidence)))
+            decode.append(t["decode"] / decoders)
+            screen.append(t["screen"] + (0.0 if second else t.get("evidence", 0.0)))
             if second:
                 own = ("take_up", "caption", "deliberate", "evidence")
                 deliberate.append(sum(t.get(name, 0.0) for name in own))
         if not screen:
             raise PlanError("no video of these verdicts was screened; give those of another run")
-        return cls(np.array(screen), np.array(deliberate or [0.0]), len(deliberate) / len(screen))
+        return cls(
+            np.array(decode),
+            np.array(screen),
+            np.array(deliberate or [0.0]),
+            len(deliberate) / len(screen),
+        )
 
-    def draw(self, count: int, rng: np.random.Generator) -> tuple[Times, Times]:
-        """Seconds of S1 and of S2 for some videos, NaN where S2 is not asked; each of shape (count,)."""
+    def draw(self, count: int, rng: np.random.Generator) -> Work:
+        """Seconds of decoding, S1 and S2 for some videos, NaN where S2 is not asked; each of shape (count,)."""
         deliberate = rng.choice(self.deliberate_s, count)
         deliberate[rng.random(count) >= self.escalated] = np.nan
-        return rng.choice(self.screen_s, count), deliberate
+        drawn = rng.integers(len(self.screen_s), size=count)
+        return self.decode_s[drawn], self.screen_s[drawn], deliberate
 
 
 @dataclass(frozen=True)
@@ -171,7 +180,7 @@ def plan_stream(
     if not len(arrivals):
         raise PlanError("so few videos arrive that there is nothing to simulate; give more hours")
     work = measured.draw(len(arrivals), rng)
-    alone = np.quantile(work[0] + np.nan_to_num(work[1]), share)
+    alone = np.quantile(sum(np.nan_to_num(part) for part in work), share)
     if alone > delay_s:
         raise PlanError(
             f"{share:.0%} of videos within {delay_s:g} s: they take {alone:.3g} s without waiting; "
@@ -204,10 +213,10 @@ def _busiest(curve: Sequence[float]) -> Sequence[float]:
     return curve[start : end + 1]
 
 
-def _least(work: tuple[Times, Times], seconds: float) -> tuple[int, int]:
+def _least(work: Work, seconds: float) -> tuple[int, int]:
     """Replicas that can do the work in so many seconds if none is ever idle."""
-    screen, deliberate = (float(np.nansum(w)) / seconds for w in work)
-    return max(1, math.ceil(screen)), max(1, math.ceil(deliberate))
+    decode, screen, deliberate = (float(np.nansum(part)) / seconds for part in work)
+    return max(1, math.ceil(max(decode, screen))), max(1, math.ceil(deliberate))
 
 
 def _cheapest(

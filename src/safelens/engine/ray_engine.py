@@ -22,7 +22,9 @@ from safelens.engine.system import System
 from safelens.engine.verdicts import Form
 from safelens.verdict import Stage
 
-_BLOCK = 64
+_BLOCK = 32
+_AT_ONCE = 2
+"""Blocks that a process works on: while one ends, the next one's videos are decoded."""
 _MOST_BLOCKS = 20_000
 _ASK = 10_000
 _UNSURE_BATCH = 16
@@ -34,7 +36,6 @@ class _Client:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
-        self._sent: list[Any] = []
 
     def _ask(self, name: str, *arguments: Any) -> Any:
         import ray
@@ -53,15 +54,13 @@ class _Client:
     def known(self, digests: Sequence[str]) -> list[str]:
         return list(self._ask("known", list(digests)))
 
-    def add(self, stage: Stage, found: Found) -> None:
-        if len(found):
-            self._sent.append(self._actor.add.remote(stage, found))
+    def add(self, stage: Stage, found: Found) -> Any:
+        return self._actor.add.remote(stage, found)
 
-    def settle(self) -> None:
+    def settle(self, sent: Sequence[Any]) -> None:
         import ray
 
-        ray.get(self._sent)
-        self._sent.clear()
+        ray.get(list(sent))
 
 
 @dataclass(frozen=True)
@@ -212,7 +211,11 @@ def _options(pool: Pool) -> dict[str, Any]:
         "batch_format": "pyarrow",
         "zero_copy_batch": True,
         "compute": ActorPoolStrategy(
-            min_size=pool.least, max_size=pool.most, max_tasks_in_flight_per_actor=2
+            min_size=pool.least,
+            max_size=pool.most,
+            max_tasks_in_flight_per_actor=_AT_ONCE + 1,
+            max_concurrent_calls_per_actor=_AT_ONCE,
+            enable_true_multi_threading=True,
         ),
         "num_cpus": pool.cpus,
         "num_gpus": pool.gpus,

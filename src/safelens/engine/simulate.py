@@ -2,8 +2,9 @@
 
 Knows arrivals, service times and queues, first come first served. Knows no models and no prices.
 
-A discrete-event simulation. A replica is a server that works on one video at a time; what batches gain is in
-the seconds a video, which are measured in batches. S2's queue is fed by S1's departures.
+A discrete-event simulation. A replica of S1 decodes one video while its model works on another that is decoded; one of
+S2 works on one at a time. What batches gain, and what parts of a replica take from each other where they share its
+cores, is in the seconds a video, which are measured so. S2's queue is fed by S1's departures.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Simulated:
     Attributes:
         delays: seconds from arrival to verdict, shape (N,), in the order of arrival.
         end: when the last verdict was there, seconds from the start.
-        screen_busy: share of S1's replicas that worked, from the start to the end of S1's work.
+        screen_busy: share of S1's replicas that worked, decoding or the models, whichever worked more; from the
+            start to the end of S1's work.
         deliberate_busy: the same of S2's; 0 where nothing came to it.
     """
 
@@ -62,6 +64,7 @@ def by_the_hour(curve: Sequence[float], rng: np.random.Generator) -> Times:
 
 def simulate(
     arrivals: Times,
+    decode_s: Times,
     screen_s: Times,
     deliberate_s: Times,
     *,
@@ -72,7 +75,8 @@ def simulate(
 
     Args:
         arrivals: seconds from the start, shape (N,), sorted.
-        screen_s: seconds of S1 for each video, shape (N,).
+        decode_s: seconds of decoding for each video, shape (N,).
+        screen_s: seconds of S1's model for each, shape (N,).
         deliberate_s: seconds of S2 for each, shape (N,); NaN where S1's answer stands.
         screen: replicas of S1.
         deliberate: replicas of S2.
@@ -85,16 +89,16 @@ def simulate(
     unsure = ~np.isnan(deliberate_s)
     if screen < 1 or (deliberate < 1 and unsure.any()):
         raise ValueError(f"{screen} replicas of S1 and {deliberate} of S2: expected 1 or more")
-    screened = _station(arrivals, screen_s, screen)
+    decoded = _station(arrivals, decode_s, screen)
+    screened = _after(decoded, screen_s, screen)
     ended = screened.copy()
     deliberate_busy = 0.0
     if unsure.any():
-        # S2's queue is in the order in which S1 ends, not in that of arrival.
-        order = np.flatnonzero(unsure)[np.argsort(screened[unsure], kind="stable")]
-        ended[order] = _station(screened[order], deliberate_s[order], deliberate)
-        span = ended[order].max() - screened[order[0]]
-        deliberate_busy = deliberate_s[order].sum() / (deliberate * span)
-    screen_busy = screen_s.sum() / (screen * (screened.max() - arrivals[0]))
+        ended[unsure] = _after(screened[unsure], deliberate_s[unsure], deliberate)
+        span = ended[unsure].max() - screened[unsure].min()
+        deliberate_busy = deliberate_s[unsure].sum() / (deliberate * span)
+    worked = max(decode_s.sum(), screen_s.sum())
+    screen_busy = worked / (screen * (screened.max() - arrivals[0]))
     return Simulated(
         ended - arrivals, float(ended.max()), float(screen_busy), float(deliberate_busy)
     )
@@ -108,4 +112,12 @@ def _station(arrivals: Times, seconds: Times, servers: int) -> Times:
         end = max(arrival, free[0]) + work
         heapq.heapreplace(free, end)
         ended[k] = end
+    return ended
+
+
+def _after(left: Times, seconds: Times, servers: int) -> Times:
+    """The same of a queue that is in the order in which its customers left another one."""
+    order = np.argsort(left, kind="stable")
+    ended = np.empty(len(left))
+    ended[order] = _station(left[order], seconds[order], servers)
     return ended
