@@ -44,9 +44,11 @@ WAIT_S = 1800.0
 AHEAD = 48
 """Videos under way while processes are killed: more than a worker takes at a time."""
 OVERHEAD = (
-    "from sending a video to having its verdict, at one client, less what the stages of the engine took (decode, "
-    "screen, evidence, caption, deliberate)"
+    "from sending a video to having its verdict, at one client, less the engine's time: what its stages took in the "
+    "service (decode, screen, evidence, caption, deliberate), and what `SafeLens.moderate` takes beside its stages on "
+    "the same videos in one process"
 )
+OVER_STAGES = "the same, less the stages alone"
 _STARTED = re.compile(r'"runs": "safelens\.service\.(web|worker)", "child": (\d+)')
 
 
@@ -149,18 +151,22 @@ def videos(folder: Path, name: str, number: int) -> list[Path]:
 
 
 def overhead(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
-    """Stage: one client, one video after the other."""
+    """Stage: one client, one video after the other; then the engine alone on the same videos."""
     before, found, spent, sent = machine(), _fresh(out), [], []
+    files = videos(found, "video", settings["videos"])
     with Service(found / "data") as service, service.client() as client:
-        for file in videos(found, "video", settings["videos"]):
+        for file in files:
             began = time.perf_counter()
             job = client.submit(file)["id"]
             sent.append(1000 * (time.perf_counter() - began))
             verdict = client.verdict(job)
             spent.append(1000 * (time.perf_counter() - began - sum(verdict.timing.values())))
-    figures = _quantiles(spent) | {
-        "videos": len(spent),
+    beside = _beside_stages(files)
+    figures = _quantiles([s - b for s, b in zip(spent, beside, strict=True)]) | {
+        "videos": len(files),
         "what": OVERHEAD,
+        "over_stages": _quantiles(spent) | {"what": OVER_STAGES},
+        "engine_beside_stages": _quantiles(beside),
         "submit": _quantiles(sent),
     }
     _write(out, before, {"overhead_ms": figures})
@@ -302,6 +308,22 @@ class _Sender(threading.Thread):
                                 self.decided.append(job)
         except Exception as error:
             self.error = error
+
+
+def _beside_stages(files: Sequence[Path]) -> list[float]:
+    """Milliseconds that the engine takes for each video beside its stages."""
+    from safelens import SafeLens
+
+    found = []
+    lens = SafeLens.load("tiny")
+    try:
+        for file in [*files[: len(SAMPLES)], *files]:
+            began = time.perf_counter()
+            timing = lens.moderate(file).verdict.timing
+            found.append(1000 * (time.perf_counter() - began - sum(timing.values())))
+    finally:
+        lens.close()
+    return found[-len(files) :]
 
 
 def _counted(service: Service, accepted: list[str], decided: list[str]) -> dict[str, int]:

@@ -35,11 +35,11 @@ _LEARNING: dict[str, Any] = {
 }
 _FIRST = _LEARNING | {
     "tasks": list(training.GUARDRAIL),
-    "steps": 300,
+    "steps": 750,
     "own": 0.2,
     "least": None,
 }
-_SECOND = _LEARNING | {"tasks": list(training.PRUNING), "steps": 150, "own": 0.3, "least": KEEP}
+_SECOND = _LEARNING | {"tasks": list(training.PRUNING), "steps": 200, "own": 0.3, "least": KEEP}
 _THIRD = {
     "batch": 8,
     "steps": 30,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -86,6 +87,7 @@ class SafeLens:
         self._idle: SimpleQueue[VideoReader] = SimpleQueue()
         for reader in self._readers:
             self._idle.put(reader)
+        self._decoding = ThreadPoolExecutor(self.decoders, thread_name_prefix="safelens-decode")
         self._parts: Parts | None = None
 
     # -- construction -----------------------------------------------------------------------------
@@ -261,6 +263,7 @@ class SafeLens:
 
     def close(self) -> None:
         """End the decoding processes, and connections to a server."""
+        self._decoding.shutdown(cancel_futures=True)
         for reader in self._readers:
             reader.close()
         if self.remote is not None:
@@ -297,6 +300,10 @@ class SafeLens:
             yield Moderation(case.verdict, case.video.clip)
 
     # -- the stages, as the pipeline calls them -----------------------------------------------------
+
+    def decoding(self, path: str) -> Future[Decoded]:
+        """Have a video decoded, as many at a time as there are processes for it; see :meth:`decode`."""
+        return self._decoding.submit(self.decode, path)
 
     def decode(self, path: str) -> Decoded:
         """Sample a video's frames; a file or address that gives none becomes an error.

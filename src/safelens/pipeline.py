@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,13 +127,10 @@ class Pipeline:
 
         Those of `Arrivals` in the order in which they are over.
         """
-        readers = ThreadPoolExecutor(
-            max_workers=self._cascade.decoders, thread_name_prefix="safelens-decode"
-        )
         try:
             while True:
                 for video in self._taken():
-                    case = self._case(video, readers)
+                    case = self._case(video)
                     self._order.append(case)
                     self._unread.append(case)
                 if not self._order and (self._arrivals is None or self._arrivals.over):
@@ -143,7 +140,10 @@ class Pipeline:
                 elif not self._work():
                     wait(self._awaited(), return_when=FIRST_COMPLETED)
         finally:
-            readers.shutdown(wait=True, cancel_futures=True)
+            left = [case.decoding for case in self._order]
+            for future in left:
+                future.cancel()
+            wait(left)
 
     @property
     def _room(self) -> int:
@@ -169,9 +169,9 @@ class Pipeline:
             self._order.remove(found)
         return found
 
-    def _case(self, video: str | Path | Unsure, readers: ThreadPoolExecutor) -> Case:
+    def _case(self, video: str | Path | Unsure) -> Case:
         if not isinstance(video, Unsure):
-            return Case(readers.submit(self._cascade.decode, str(video)))
+            return Case(self._cascade.decoding(str(video)))
         there: Future[Decoded] = Future()
         there.set_result(video.video)
         return Case(there, video.finding)

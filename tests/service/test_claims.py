@@ -29,7 +29,7 @@ def jobs(database, client_key):
     """Ids of two that have verdicts."""
     found = []
     for content in (b"one", b"two"):
-        found.append(Submissions(database, 10).submit(client_key, upload(content), None)[0].id)
+        found.append(Submissions(database, 10).submit(client_key, upload(content), None)[0])
         Queue(database, 30).claim("w", 1)
         Queue(database, 30).finish("w", found[-1], verdict(flagged=True, score=0.9))
     return found

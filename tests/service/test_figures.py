@@ -25,10 +25,10 @@ def judged(database, client_key):
             queue.claim("test", 1)
             seconds = {"screen": 1.0} | ({"deliberate": 4.0} if stage == "deliberate" else {})
             made = verdict(flagged=flagged, score=score, decided_by=stage, timing=seconds)
-            assert queue.finish("test", job.id, made)
+            assert queue.finish("test", job, made)
             if kind:
                 with database.writing() as session:
-                    decide(session, session.get(Job, job.id), client_key, kind, labels, None)
+                    decide(session, session.get(Job, job), client_key, kind, labels, None)
 
     return write
 

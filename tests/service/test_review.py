@@ -151,7 +151,7 @@ def test_media_goes_by_rule_and_verdicts_stay(database, settings, tmp_path):
     ages = {"safe": 2, "young": 0.5, "flagged": 20, "old": 40}
     ids = {}
     for name, days in ages.items():
-        job = ids[name] = jobs.submit(key, upload(name.encode()), None)[0].id
+        job = ids[name] = jobs.submit(key, upload(name.encode()), None)[0]
         media.write(b"video", f"videos/{job}")
         media.write(b"frames", f"frames/{job}")
         queue.claim("w", 1)
@@ -161,7 +161,7 @@ def test_media_goes_by_rule_and_verdicts_stay(database, settings, tmp_path):
             session.execute(
                 update(Job).where(Job.id == job).values(finished_at=time.time() - days * DAY_S)
             )
-    shared = jobs.submit(key, upload(b"old"), None)[0].id  # reuses the verdict, and its frames
+    shared = jobs.submit(key, upload(b"old"), None)[0]  # reuses the verdict, and its frames
     retention = Retention(rules, database, media)
     assert retention.apply() == 2
     assert retention.apply() == 0
@@ -176,9 +176,7 @@ def test_media_goes_by_rule_and_verdicts_stay(database, settings, tmp_path):
 
 def test_what_dead_processes_left_is_swept(database, settings):
     media = MediaStore(settings.media_url)
-    job = (
-        Submissions(database, 9).submit(Keys(database).add("k", "client").id, upload(), None)[0].id
-    )
+    job, _ = Submissions(database, 9).submit(Keys(database).add("k", "client").id, upload(), None)
     settings.incoming.mkdir(parents=True)
     (settings.incoming / "half").write_bytes(b"x")
     (settings.incoming / "new").write_bytes(b"x")

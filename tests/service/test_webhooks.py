@@ -50,7 +50,7 @@ def owed(database, callback):
     job = Submissions(database, 10).submit(key.id, upload(callback_url=url, reference="r"), None)[0]
     queue = Queue(database, 30)
     queue.claim("w", 1)
-    queue.finish("w", job.id, verdict(flagged=True, score=0.9))
+    queue.finish("w", job, verdict(flagged=True, score=0.9))
     return job, key
 
 
@@ -72,7 +72,7 @@ def test_a_webhook_is_signed_and_sent_once(database, callback, owed):
     [(headers, body)] = callback.heard
     data = Webhook(key.webhook_secret).verify(body, headers)["data"]
     assert data == {
-        "job": job.id,
+        "job": job,
         "reference": "r",
         "status": "ok",
         "flagged": True,

@@ -8,14 +8,16 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.orm import Session
 
 from safelens import __version__
 from safelens.service.tables import (
+    JOBS,
+    VERDICTS,
     BundleVersion,
     Delivery,
     Deployment,
@@ -33,6 +35,31 @@ _EARLIER = (
     .order_by(VerdictRow.reused_from.is_not(None), VerdictRow.at)
     .limit(1)
 )
+_VERDICT = insert(VERDICTS)
+_DONE = (
+    update(JOBS)
+    .where(JOBS.c.id == bindparam("job"))
+    .values(state="done", finished_at=bindparam("now"), lease_owner=None, lease_until=None)
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job as those see it who work on it and end it, column by column; no session is told of it."""
+
+    id: str
+    name: str
+    sha256: str | None
+    media: str | None
+    content_key: str | None
+    callback_url: str | None
+    deployment_id: int
+    created_at: float
+    attempts: int = 0
+
+
+WORK = tuple(JOBS.c[field.name] for field in fields(Work))
+"""The columns of `Work`."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +87,7 @@ def content_key(sha256: str, deployment: Deployment) -> str:
 
 def conclude(
     session: Session,
-    job: Job,
+    job: Job | Work,
     verdict: Verdict,
     frames: Frames = NO_FRAMES,
     *,
@@ -68,32 +95,32 @@ def conclude(
 ) -> None:
     """End a job that has not ended."""
     now = time.time()
-    session.add(
-        VerdictRow(
-            job_id=job.id,
-            content_key=job.content_key,
-            document=verdict.to_json(),
-            status=verdict.status,
-            flagged=verdict.flagged,
-            label=verdict.label,
-            decided_by=verdict.decided_by,
-            risk=_risk(verdict),
-            uncertainty=1.0 if verdict.confidence is None else 1.0 - verdict.confidence,
-            reused_from=reused_from,
-            frames=frames.index,
-            frames_media=frames.media,
-            at=now,
-        )
+    session.execute(
+        _VERDICT,
+        {
+            "job_id": job.id,
+            "content_key": job.content_key,
+            "document": verdict.to_json(),
+            "status": verdict.status,
+            "flagged": verdict.flagged,
+            "label": verdict.label,
+            "decided_by": verdict.decided_by,
+            "risk": _risk(verdict),
+            "uncertainty": 1.0 if verdict.confidence is None else 1.0 - verdict.confidence,
+            "reused_from": reused_from,
+            "frames": frames.index,
+            "frames_media": frames.media,
+            "at": now,
+        },
     )
-    job.state, job.finished_at = "done", now
-    job.lease_owner = job.lease_until = None
+    session.execute(_DONE, {"job": job.id, "now": now})
     if job.callback_url is not None:
         session.add(
             Delivery(id=f"msg_{uuid.uuid4().hex}", job_id=job.id, state="pending", next_at=now)
         )
 
 
-def conclude_by_reuse(session: Session, job: Job) -> bool:
+def conclude_by_reuse(session: Session, job: Job | Work) -> bool:
     """End a job with the verdict on the same content, if there is one."""
     earlier = session.scalar(_EARLIER, {"content": job.content_key})
     if earlier is None:
@@ -107,7 +134,7 @@ def conclude_by_reuse(session: Session, job: Job) -> bool:
 
 def conclude_in_error(
     session: Session,
-    job: Job,
+    job: Job | Work,
     status: Literal["video_error", "model_error"],
     code: str,
     message: str,

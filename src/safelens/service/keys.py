@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from safelens.service.audit import record
 from safelens.service.database import Database
@@ -25,6 +25,9 @@ ROLES: tuple[Role, ...] = get_args(Role)
 """Each may do what those before it may."""
 
 _PREFIX = "slk"
+_KEY = select(ApiKey.id, ApiKey.role, ApiKey.sha256, ApiKey.revoked_at).where(
+    ApiKey.id == bindparam("key")
+)
 
 
 @dataclass(frozen=True)
@@ -94,13 +97,12 @@ class Keys:
         identity, _, secret = rest.partition("_")
         if prefix != _PREFIX or not key.isascii():
             return None
-        with self._database.reading() as session:
-            row = session.get(ApiKey, identity)
+        row = self._database.row(_KEY, key=identity)
         known = row.sha256 if row is not None else _digest("")
         right = hmac.compare_digest(known, _digest(secret))
         if row is None or not right or row.revoked_at is not None:
             return None
-        return caller_of(row)
+        return caller_of(row.id, row.role)
 
     def holder(self, identity: str) -> ApiKey | None:
         """A key by its id, unless it is revoked."""
@@ -114,9 +116,9 @@ class Keys:
             return list(session.scalars(select(ApiKey).order_by(ApiKey.created_at)))
 
 
-def caller_of(row: ApiKey) -> Caller:
-    """Who asks with this key."""
-    return next(Caller(row.id, role) for role in ROLES if role == row.role)
+def caller_of(identity: str, role: str) -> Caller:
+    """Who asks with a key."""
+    return next(Caller(identity, known) for known in ROLES if known == role)
 
 
 def _digest(secret: str) -> str:

@@ -66,9 +66,13 @@ class MediaStore:
         if not self._local:
             self._fs.pipe_file(target, data)
             return
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        Path(f"{target}.part").write_bytes(data)
-        os.replace(f"{target}.part", target)
+        part = Path(f"{target}.part")
+        try:
+            part.write_bytes(data)
+        except FileNotFoundError:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(data)
+        os.replace(part, target)
 
     def address(self, name: str) -> str:
         """A path, or an address that `remote_file` reads, where other machines find the file."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import bindparam, or_, select, update
@@ -16,7 +16,9 @@ from sqlalchemy.orm import Session
 
 from safelens.service.conclude import (
     NO_FRAMES,
+    WORK,
     Frames,
+    Work,
     conclude,
     conclude_by_reuse,
     conclude_in_error,
@@ -24,7 +26,7 @@ from safelens.service.conclude import (
 )
 from safelens.service.database import Database
 from safelens.service.sink import Received
-from safelens.service.tables import Deployment, Job
+from safelens.service.tables import JOBS, Deployment, Job
 from safelens.verdict import Verdict
 
 IN_COMPANY = 3
@@ -34,32 +36,40 @@ MOST_ATTEMPTS = 6
 FETCHES = 3
 """Attempts at a URL that fails in a way that may pass."""
 _DUE = [
-    select(Job)
+    select(*WORK)
     .where(due)
-    .order_by(Job.created_at, Job.id)
+    .order_by(JOBS.c.created_at, JOBS.c.id)
     .limit(bindparam("most"))
     .with_for_update(skip_locked=True)
     for due in (
-        (Job.state == "running") & (Job.lease_until < bindparam("now")),
-        Job.state == "queued",
+        (JOBS.c.state == "running") & (JOBS.c.lease_until < bindparam("now")),
+        JOBS.c.state == "queued",
     )
 ]
-_HELD = (
-    select(Job)
-    .where(
-        Job.id == bindparam("job"),
-        Job.state == bindparam("state"),
-        Job.lease_owner == bindparam("owner"),
+_TAKE = (
+    update(JOBS)
+    .where(JOBS.c.id.in_(bindparam("jobs", expanding=True)))
+    .values(
+        state="running",
+        lease_owner=bindparam("owner"),
+        lease_until=bindparam("until"),
+        attempts=JOBS.c.attempts + 1,
     )
-    .with_for_update()
 )
+_HELD = (
+    JOBS.c.id == bindparam("job"),
+    JOBS.c.state == bindparam("state"),
+    JOBS.c.lease_owner == bindparam("owner"),
+)
+_RUNNING = select(*WORK).where(*_HELD).with_for_update()
+_FETCHING = select(Job).where(*_HELD).with_for_update()
 
 
 @dataclass(frozen=True)
 class Claimed:
     """Jobs that a process now holds, all of one deployment, and those that ended without work."""
 
-    jobs: Sequence[Job]
+    jobs: Sequence[Work]
     ended: Sequence[str]
 
 
@@ -80,7 +90,7 @@ class Queue:
     def claim(self, owner: str, most: int) -> Claimed:
         """Take the oldest jobs that wait or were lost, of one deployment, no content twice."""
         now = time.time()
-        taken: list[Job] = []
+        taken: list[Work] = []
         ended: list[str] = []
         with self._database.writing() as session:
             for job in self._waiting(session, now, 2 * most):
@@ -94,10 +104,11 @@ class Queue:
                 elif conclude_by_reuse(session, job):
                     ended.append(job.id)
                 elif self._fits(job, taken, most):
-                    job.state, job.lease_owner = "running", owner
-                    job.lease_until = now + self._lease_s
-                    job.attempts += 1
-                    taken.append(job)
+                    taken.append(replace(job, attempts=job.attempts + 1))
+            if taken:
+                until = now + self._lease_s
+                names = [job.id for job in taken]
+                session.execute(_TAKE, {"jobs": names, "owner": owner, "until": until})
         return Claimed(taken, ended)
 
     def renew(self, owner: str, jobs: Iterable[str]) -> None:
@@ -123,20 +134,18 @@ class Queue:
     def finish(self, owner: str, job: str, verdict: Verdict, frames: Frames = NO_FRAMES) -> bool:
         """End a job that this process holds; False, and nothing written, where it does not any more."""
         with self._database.writing() as session:
-            row = self._held(session, owner, job, "running")
-            if row is None:
-                return False
-            conclude(session, row, verdict, frames)
-            return True
+            held = self._running(session, owner, job)
+            if held is not None:
+                conclude(session, held, verdict, frames)
+            return held is not None
 
     def fail(self, owner: str, job: str, code: str, message: str) -> bool:
         """End a job that this process holds and no model can look at; False as for `finish`."""
         with self._database.writing() as session:
-            row = self._held(session, owner, job, "running")
-            if row is None:
-                return False
-            conclude_in_error(session, row, "model_error", code, message)
-            return True
+            held = self._running(session, owner, job)
+            if held is not None:
+                conclude_in_error(session, held, "model_error", code, message)
+            return held is not None
 
     # -- for whoever fetches ------------------------------------------------------------------------
 
@@ -160,7 +169,7 @@ class Queue:
     def fetched(self, owner: str, job: str, received: Received, media: str) -> bool:
         """A URL's video is there; False, and nothing written, where the job was taken away."""
         with self._database.writing() as session:
-            row = self._held(session, owner, job, "fetching")
+            row = self._fetching(session, owner, job)
             if row is None:
                 return False
             deployment = session.get_one(Deployment, row.deployment_id)
@@ -174,7 +183,7 @@ class Queue:
     def not_fetched(self, owner: str, job: str, code: str, message: str, *, passing: bool) -> bool:
         """A URL gave no video: again later if it may pass, else the job ends; True where it ended."""
         with self._database.writing() as session:
-            row = self._held(session, owner, job, "fetching")
+            row = self._fetching(session, owner, job)
             if row is None:
                 return False
             if passing and row.attempts < FETCHES:
@@ -185,13 +194,13 @@ class Queue:
 
     # -- inside -------------------------------------------------------------------------------------
 
-    def _waiting(self, session: Session, now: float, most: int) -> list[Job]:
-        found: list[Job] = []
+    def _waiting(self, session: Session, now: float, most: int) -> list[Work]:
+        found: list[Work] = []
         for due in _DUE:
-            found += session.scalars(due, {"now": now, "most": most})
+            found += (Work(*row) for row in session.execute(due, {"now": now, "most": most}))
         return sorted(found, key=lambda job: (job.created_at, job.id))
 
-    def _fits(self, job: Job, taken: list[Job], most: int) -> bool:
+    def _fits(self, job: Work, taken: list[Work], most: int) -> bool:
         if not taken:
             return True
         alone = job.attempts >= IN_COMPANY or taken[0].attempts > IN_COMPANY
@@ -202,5 +211,9 @@ class Queue:
             and all(job.content_key != other.content_key for other in taken)
         )
 
-    def _held(self, session: Session, owner: str, job: str, state: str) -> Job | None:
-        return session.scalar(_HELD, {"job": job, "state": state, "owner": owner})
+    def _running(self, session: Session, owner: str, job: str) -> Work | None:
+        found = session.execute(_RUNNING, {"job": job, "state": "running", "owner": owner}).first()
+        return None if found is None else Work(*found)
+
+    def _fetching(self, session: Session, owner: str, job: str) -> Job | None:
+        return session.scalar(_FETCHING, {"job": job, "state": "fetching", "owner": owner})

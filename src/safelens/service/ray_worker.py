@@ -30,6 +30,7 @@ from safelens.engine.cluster import EngineError, connected
 from safelens.engine.online import NotServed, Online, VideoLost, delete, start_serve
 from safelens.engine.system import System
 from safelens.policy import Policy
+from safelens.service.conclude import Work
 from safelens.service.deployments import active, unpacked
 from safelens.service.media import MediaStore
 from safelens.service.metrics import ALIVE_S
@@ -76,7 +77,7 @@ class StoredSystem(System):
 
 @dataclass(frozen=True)
 class _Sent:
-    job: Job
+    job: Work
     path: str
     answer: Future[Moderation]
 
@@ -127,7 +128,7 @@ class RayWorker(Worker):
 
     # -- jobs ---------------------------------------------------------------------------------------
 
-    def _send(self, jobs: Sequence[Job]) -> None:
+    def _send(self, jobs: Sequence[Work]) -> None:
         if jobs[0].deployment_id != self._loaded:
             with self._database.reading() as session:
                 deployment = session.get_one(Deployment, jobs[0].deployment_id)
@@ -173,7 +174,7 @@ class RayWorker(Worker):
                 self._finish(sent.job, sent.path, moderation)
         return bool(ended)
 
-    def _give_back(self, job: Job, *, unharmed: bool) -> None:
+    def _give_back(self, job: Work, *, unharmed: bool) -> None:
         self._queue.release(self.owner, unharmed=unharmed, job=job.id)
         self._held -= {job.id}
 

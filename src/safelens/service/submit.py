@@ -11,24 +11,26 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import bindparam, func, insert, select
 from sqlalchemy.orm import Session
 
 from safelens.service.audit import record
-from safelens.service.conclude import conclude_by_reuse, content_key
+from safelens.service.conclude import WORK, Work, conclude_by_reuse, content_key
 from safelens.service.database import Database
 from safelens.service.deployments import active
 from safelens.service.problems import Problem
 from safelens.service.sink import Received
-from safelens.service.tables import Batch, Job
+from safelens.service.tables import JOBS, Batch, Job
 
 _LOCK = 1
 _WAITING = ("fetching", "queued")
 _COUNT = select(func.count()).where(Job.state.in_(_WAITING))
-_EARLIER = select(Job).where(
+_EARLIER = select(Job.id, Job.fingerprint).where(
     Job.key_id == bindparam("key"), Job.idempotency_key == bindparam("idempotency")
 )
+_JOB = insert(JOBS)
 _RECENT_S = 60.0
 _FULL_S = 10.0
 _LONGEST_WAIT_S = 600
@@ -82,8 +84,8 @@ class Submissions:
         self._max_queue = max_queue
         self._full_until = 0.0
 
-    def submit(self, key: str, wanted: Wanted, idempotency_key: str | None) -> tuple[Job, bool]:
-        """Accept one video; the job, and whether it is an earlier one of the same idempotency key.
+    def submit(self, key: str, wanted: Wanted, idempotency_key: str | None) -> tuple[str, bool]:
+        """Accept one video; the job's id, and whether it is an earlier one of the same idempotency key.
 
         Raises:
             Problem: queue_full, idempotency_conflict, not_found (the batch), not_ready.
@@ -91,16 +93,17 @@ class Submissions:
         with self._database.writing() as session:
             self._database.lock(session, _LOCK)
             if idempotency_key is not None:
-                earlier = session.scalar(_EARLIER, {"key": key, "idempotency": idempotency_key})
-                if earlier is not None:
+                asked = {"key": key, "idempotency": idempotency_key}
+                if earlier := session.execute(_EARLIER, asked).first():
                     _same(earlier.fingerprint, wanted.fingerprint, idempotency_key)
-                    return earlier, True
+                    return earlier.id, True
             if wanted.batch is not None:
                 batch = session.get(Batch, wanted.batch)
                 if batch is None or batch.key_id != key:
                     raise Problem("not_found", f"there is no batch {wanted.batch!r} of this key")
             self._room(session, 1)
-            return self._accept(session, key, wanted, idempotency_key), False
+            self._accept(session, key, wanted, idempotency_key)
+            return wanted.id, False
 
     def submit_batch(
         self, key: str, wanted: Sequence[Wanted], idempotency_key: str | None
@@ -170,33 +173,33 @@ class Submissions:
         wanted: Wanted,
         idempotency_key: str | None,
         batch: str | None = None,
-    ) -> Job:
+    ) -> None:
         deployment = active(session)
         got = wanted.received
-        job = Job(
-            id=wanted.id,
-            key_id=key,
-            batch_id=batch or wanted.batch,
-            deployment_id=deployment.id,
-            idempotency_key=idempotency_key,
-            fingerprint=wanted.fingerprint,
-            state="queued" if got else "fetching",
-            name=wanted.name,
-            reference=wanted.reference,
-            url=wanted.url,
-            callback_url=wanted.callback_url,
-            created_at=time.time(),
-            attempts=0,
-        )
+        key_of_content = None if got is None else content_key(got.sha256, deployment)
+        row: dict[str, Any] = {
+            "id": wanted.id,
+            "key_id": key,
+            "batch_id": batch or wanted.batch,
+            "deployment_id": deployment.id,
+            "idempotency_key": idempotency_key,
+            "fingerprint": wanted.fingerprint,
+            "state": "queued" if got else "fetching",
+            "name": wanted.name,
+            "reference": wanted.reference,
+            "url": wanted.url,
+            "callback_url": wanted.callback_url,
+            "sha256": got.sha256 if got else None,
+            "size": got.size if got else None,
+            "kind": got.kind if got else None,
+            "media": f"videos/{wanted.id}" if got else None,
+            "content_key": key_of_content,
+            "created_at": time.time(),
+            "attempts": 0,
+        }
+        session.execute(_JOB, row)
         if got is not None:
-            job.sha256, job.size, job.kind = got.sha256, got.size, got.kind
-            job.media = f"videos/{wanted.id}"
-            job.content_key = content_key(got.sha256, deployment)
-        session.add(job)
-        session.flush()
-        if got is not None:
-            conclude_by_reuse(session, job)
-        return job
+            conclude_by_reuse(session, Work(*(row[column.name] for column in WORK)))
 
     def _room(self, session: Session, more: int) -> None:
         waiting = session.scalar(_COUNT) or 0

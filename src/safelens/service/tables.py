@@ -6,8 +6,9 @@ in `migrations/`).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
+import sqlalchemy
 from sqlalchemy import JSON, Double, ForeignKey, Index, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column
 
@@ -243,3 +244,8 @@ class WorkerRow(Table):
     seen_at: Mapped[float]
     deployment_id: Mapped[int | None]
     """What it has loaded."""
+
+
+# For statements of every request: a session is not told of these rows, which would cost as much as they do.
+JOBS = cast(sqlalchemy.Table, Job.__table__)
+VERDICTS = cast(sqlalchemy.Table, VerdictRow.__table__)

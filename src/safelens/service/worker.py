@@ -23,7 +23,7 @@ from safelens.bundle import BundleError
 from safelens.pipeline import UNDER_WAY
 from safelens.policy import Policy
 from safelens.service import logs, metrics
-from safelens.service.conclude import named
+from safelens.service.conclude import Work, named
 from safelens.service.database import Database
 from safelens.service.deployments import Deployments, active
 from safelens.service.doorbell import Bells
@@ -31,7 +31,7 @@ from safelens.service.frames import keep_frames
 from safelens.service.media import MediaStore
 from safelens.service.queue import Queue
 from safelens.service.settings import Settings
-from safelens.service.tables import BundleVersion, Deployment, Job, PolicyVersion, WorkerRow
+from safelens.service.tables import BundleVersion, Deployment, PolicyVersion, WorkerRow
 
 if TYPE_CHECKING:
     from safelens.cascade import Moderation, SafeLens
@@ -107,7 +107,7 @@ class Worker:
             self._held = frozenset()
         return bool(claimed.jobs or claimed.ended)
 
-    def _moderate(self, jobs: Sequence[Job]) -> None:
+    def _moderate(self, jobs: Sequence[Work]) -> None:
         try:
             lens = self._lens
             if lens is None or self._loaded != jobs[0].deployment_id:
@@ -129,7 +129,7 @@ class Worker:
                     found.close()  # type: ignore[attr-defined]
                     return
 
-    def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
+    def _fail(self, jobs: Sequence[Work], error: Exception) -> None:
         """End jobs whose deployment cannot be loaded."""
         for job in jobs:
             self._queue.fail(
@@ -142,7 +142,7 @@ class Worker:
             self._bells.ring_done(job.id)
             self._held -= {job.id}
 
-    def _finish(self, job: Job, path: str, moderation: Moderation) -> None:
+    def _finish(self, job: Work, path: str, moderation: Moderation) -> None:
         """End a job with its verdict, unless it was lost meanwhile."""
         verdict = named(moderation.verdict, path, job.name)
         frames = keep_frames(moderation, self._media, job.id)

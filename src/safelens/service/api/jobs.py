@@ -139,7 +139,7 @@ def cancel(here: Here, caller: Client, job_id: str) -> JobView:
         own_job(session, caller, job_id)
     here.submissions.cancel(job_id, caller.id)
     here.bells.ring_done(job_id)
-    return job_of(here, caller, job_id)
+    return job_view(here, caller, job_id)
 
 
 @router.post("/batches", status_code=202, responses=_known(BatchView))
@@ -197,16 +197,15 @@ async def until_ended(here: Service, caller: Caller, job_id: str, seconds: float
     """A job at its end, or as it is when the time is over. Raises Problem (not_found)."""
 
     def ended() -> bool:
-        with here.database.reading() as session:
-            state = session.scalar(_STATE, {"job": job_id})
-        return state in _ENDED
+        row = here.database.row(_STATE, job=job_id)
+        return row is not None and row.state in _ENDED
 
     loop = asyncio.get_running_loop()
     until = loop.time() + seconds
-    view = await run_in_threadpool(job_of, here, caller, job_id)
+    view = await run_in_threadpool(job_view, here, caller, job_id)
     while view.state not in _ENDED and (left := until - loop.time()) > 0:
         await here.wait(job_id, left, lambda: run_in_threadpool(ended))
-        view = await run_in_threadpool(job_of, here, caller, job_id)
+        view = await run_in_threadpool(job_view, here, caller, job_id)
     return view
 
 
@@ -244,7 +243,7 @@ def _submit(
             check_url(here.callback_hosts, wanted.callback_url)
         if received is not None:
             here.media.take(received.path, media)
-        row, replayed = here.submissions.submit(caller.id, wanted, idempotency_key)
+        job_id, replayed = here.submissions.submit(caller.id, wanted, idempotency_key)
         accepted = not replayed
     finally:
         if received is not None and not accepted:
@@ -252,13 +251,7 @@ def _submit(
             here.media.delete(media)
     if accepted:
         here.bells.ring_work()
-    return job_of(here, caller, row.id), replayed
-
-
-def job_of(here: Service, caller: Caller, job_id: str) -> JobView:
-    """A job that the caller may see. Raises Problem (not_found)."""
-    with here.database.reading() as session:
-        return job_view(here, session, own_job(session, caller, job_id))
+    return job_view(here, caller, job_id), replayed
 
 
 def _batch(here: Service, caller: Caller, batch_id: str) -> BatchView:

@@ -141,7 +141,7 @@ def _submit(here: Service, caller: Caller, url: str) -> str:
     job_id = new_id("job")
     if not url.startswith("data:"):
         wanted = Wanted(id=job_id, name=clean_name(name_of(url)), url=url)
-        return here.submissions.submit(caller.id, wanted, None)[0].id
+        return here.submissions.submit(caller.id, wanted, None)[0]
     kind, _, text = url.partition(",")
     try:
         if not kind.endswith(";base64"):

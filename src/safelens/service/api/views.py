@@ -13,6 +13,8 @@ from safelens.service.context import Service
 from safelens.service.keys import Caller
 from safelens.service.problems import Problem
 from safelens.service.tables import (
+    JOBS,
+    VERDICTS,
     BundleVersion,
     Decision,
     Deployment,
@@ -30,9 +32,17 @@ def own_job(session: Session, caller: Caller, job_id: str) -> Job:
         Problem: not_found, also for another's job.
     """
     job = session.get(Job, job_id)
-    if job is None or not (job.key_id == caller.id or caller.may("moderator")):
-        raise Problem("not_found", f"there is no job {job_id!r}")
+    if job is None or not _may_see(caller, job.key_id):
+        raise _unknown(job_id)
     return job
+
+
+def _may_see(caller: Caller, owner: str) -> bool:
+    return owner == caller.id or caller.may("moderator")
+
+
+def _unknown(job_id: str) -> Problem:
+    return Problem("not_found", f"there is no job {job_id!r}")
 
 
 def last_decision() -> Any:
@@ -47,8 +57,20 @@ def last_decision() -> Any:
     )
 
 
+_DECIDED = ("status", "flagged", "label", "decided_by", "risk", "uncertainty")
 # Statements that stand here are built once; those of every request cost as much as what they ask.
-_DECISION = select(last_decision()).where(Job.id == bindparam("job"))
+_ALL = (
+    select(
+        *(JOBS.c[name] for name in ("id", "key_id", "state", "name", "reference", "batch_id")),
+        *(JOBS.c[name] for name in ("created_at", "finished_at", "url", "sha256", "size", "kind")),
+        JOBS.c.deployment_id,
+        *(VERDICTS.c[name] for name in ("document", "reused_from", "frames")),
+        *(VERDICTS.c[name] for name in _DECIDED),
+        last_decision().label("decision"),
+    )
+    .select_from(JOBS.outerjoin(VERDICTS))
+    .where(JOBS.c.id == bindparam("job"))
+)
 
 
 def summary(
@@ -58,32 +80,32 @@ def summary(
     return JobSummary.model_validate(_summary(job, verdict, decision, knows))
 
 
-def job_view(here: Service, session: Session, job: Job) -> JobView:
-    """All of a job."""
-    verdict = session.get(VerdictRow, job.id) if job.state == "done" else None
-    decision = None
-    if verdict is not None:
-        decision = session.scalar(_DECISION, {"job": job.id})
+def job_view(here: Service, caller: Caller, job_id: str) -> JobView:
+    """All of a job that the caller may see. Raises Problem (not_found)."""
+    job = here.database.row(_ALL, job=job_id)
+    if job is None or not _may_see(caller, job.key_id):
+        raise _unknown(job_id)
     deployment = here.seen.get(job.deployment_id)
     if deployment is None:
-        deployment = deployment_view(session, session.get_one(Deployment, job.deployment_id))
+        with here.database.reading() as session:
+            deployment = deployment_view(session, session.get_one(Deployment, job.deployment_id))
         here.seen[job.deployment_id] = deployment
     frames = [
         FrameView(
             time_s=f["time_s"], evidence=f["evidence"], url=f"/v1/jobs/{job.id}/frames/{number}"
         )
-        for number, f in enumerate(verdict.frames if verdict else [])
+        for number, f in enumerate(job.frames or [])
     ]
     return JobView.model_validate(
-        _summary(job, verdict, decision, deployment.knows)
+        _summary(job, job, job.decision, deployment.knows)
         | {
             "url": job.url,
             "sha256": job.sha256,
             "size": job.size,
             "media_type": job.kind,
             "deployment": deployment,
-            "verdict": None if verdict is None else Verdict.from_json(verdict.document),
-            "reused_from": verdict.reused_from if verdict else None,
+            "verdict": None if job.document is None else Verdict.from_json(job.document),
+            "reused_from": job.reused_from,
             "frames": frames,
         }
     )
@@ -107,10 +129,7 @@ def deployment_view(session: Session, row: Deployment) -> DeploymentView:
     )
 
 
-def _summary(
-    job: Job, verdict: VerdictRow | None, decision: str | None, knows: str | None
-) -> dict[str, Any]:
-    keys = ("status", "flagged", "label", "decided_by", "risk", "uncertainty")
+def _summary(job: Any, verdict: Any, decision: str | None, knows: str | None) -> dict[str, Any]:
     return {
         "id": job.id,
         "state": job.state,
@@ -119,7 +138,7 @@ def _summary(
         "batch": job.batch_id,
         "created_at": job.created_at,
         "finished_at": job.finished_at,
-        **{key: getattr(verdict, key) if verdict else None for key in keys},
+        **{key: getattr(verdict, key) if verdict else None for key in _DECIDED},
         "decision": decision,
         "knows": knows,
     }

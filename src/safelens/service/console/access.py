@@ -44,7 +44,7 @@ async def _visitor(request: Request, here: Here) -> Visitor:
         row = await run_in_threadpool(here.keys.holder, session.key)
     if session is None or row is None:
         raise Problem("unauthorized", "sign in to the console first")
-    caller = caller_of(row)
+    caller = caller_of(row.id, row.role)
     request.state.key = caller.id
     if not caller.may("moderator"):
         raise Problem("forbidden", f"the console needs the role moderator; the key's is {row.role}")

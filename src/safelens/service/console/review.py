@@ -41,9 +41,9 @@ def review(
     with here.database.reading() as session:
         mine = own_job(session, visitor.caller, job_id)
     claim = take(here.database, mine.id, visitor.caller.id) if mine.state == "done" else None
+    job = job_view(here, visitor.caller, job_id)
     with here.database.reading() as session:
-        row = own_job(session, visitor.caller, job_id)
-        job = job_view(here, session, row)
+        row = session.get_one(Job, job_id)
         version = session.get_one(PolicyVersion, job.deployment.policy_sha256)
         history = session.execute(
             select(Decision, ApiKey.name)
