@@ -61,12 +61,13 @@ def direct(vlm, prompt, video, layout, hidden_places=None, **more):
     return masked(vlm, prompt, video, layout, hidden_places, **more)
 
 
-def masked(vlm, prompt, video, layout, hidden_places=None, answer=None, **more):
+def masked(vlm, prompt, video, layout, hidden_places=None, answer=None, alone=None, **more):
     """One run of everything, without a cache; gives the tail's states and what else was asked for.
 
     Args:
         hidden_places: bool (L,) of the video's tokens that the tail does not see.
         answer: token ids behind the question, which belong to the tail.
+        alone: how many of the tail's last tokens see one block only, and that block's number.
     """
     pieces = pieces_of(vlm, prompt, video, layout, answer)
     which = torch.cat([torch.full((len(ids),), i) for i, (_, ids, _) in enumerate(pieces)])
@@ -78,6 +79,10 @@ def masked(vlm, prompt, video, layout, hidden_places=None, answer=None, **more):
     place = torch.tensor([k == "video" for k in kind]).nonzero()[:, 0]
     if hidden_places is not None:
         seen[tail.nonzero(), place[hidden_places][None]] = False
+    if alone is not None:
+        count, number = alone
+        own = which == which[block].unique()[number]
+        seen[-count:] &= ~block | own
     mask = torch.zeros(seen.shape, dtype=torch.float64).masked_fill_(~seen, -1e300)
     out = vlm.model.model(
         input_ids=torch.cat([ids for _, ids, _ in pieces])[None],

@@ -9,7 +9,7 @@ from safelens.domain import DomainGuard
 from safelens.domain_features import domain_features, domain_width
 from safelens.policy import Category, Policy, Rule
 from safelens.probe import RollingAttentionProbe
-from safelens.reading import layout_of
+from safelens.reading import SequentialPrompt, layout_of
 from safelens.screen import (
     LAST_TOKENS,
     LabelReader,
@@ -179,12 +179,12 @@ def test_thirty_categories(vlm, clips):
 
 def test_label_answers_share_the_cache_as_copies_would_have_it(vlm, policy, clips):
     """One pass over all categories gives what a copy of the cache for each gives, and reads less."""
-    reader = LabelReader(vlm, policy, layout_of(vlm, policy, "policy_first").closing, rows=4)
+    reader = LabelReader(vlm, policy, SequentialPrompt(vlm, policy), rows=4)
     screened = Screener(vlm, policy).screen(clips[:1])[0]
     for context in (screened.context, screened.prefilled.moments(0)[0]):
         copied, shared = context.fork(), context.fork()
         alone = reader._copied(copied)
-        together = reader._branched(shared)
+        together = vlm.extend_branches(shared, reader._branches)
         torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-4)
         assert shared.spent.prompt < copied.spent.prompt
         assert 0 < shared.spent.flops < copied.spent.flops

@@ -9,7 +9,7 @@ not what S1 is asked.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch.nn import functional as F
@@ -17,22 +17,30 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache
 
 from safelens import prompts
-from safelens.branches import Branches, branched
+from safelens.branches import Branches, Span, branched
+from safelens.policy import Category
 from safelens.safewatch.parallel import ParallelPrompt
 from safelens.train.embedder import Turns, true_and_false
 from safelens.train.sequences import head_context
 from safelens.vlm import EncodedVideo, VisionLanguageModel
 from safelens.vlm_cache import Context
 
+_QUESTION = "Does the video show this?"
+
 
 class _Openings:
-    """The answers' openings of a policy's categories; the tail is what comes before them."""
+    """The answers' openings of some categories; the tail is what is asked, and what all openings begin with."""
 
-    def __init__(self, turns: Turns) -> None:
-        self.vlm = turns.vlm
-        openings = [self.vlm.ids(prompts.category_opening(c)) for c in turns.policy.categories]
-        self._branches = Branches.of(openings)
-        self.tail = torch.cat([turns.question, turns.closing, self._branches.stem])
+    def __init__(
+        self,
+        vlm: VisionLanguageModel,
+        asked: torch.Tensor,
+        categories: Sequence[Category],
+        spans: Callable[[int], Sequence[Span]] = lambda past: (),
+    ) -> None:
+        self.vlm, self._spans = vlm, spans
+        self._branches = Branches.of([vlm.ids(prompts.category_opening(c)) for c in categories])
+        self.tail = torch.cat([asked, self._branches.stem])
 
     def states(
         self,
@@ -51,8 +59,16 @@ class _Openings:
             lengths: real tokens of each.
             positions: what comes behind each.
         """
-        hidden = self.vlm.run(branched(self._branches, inputs, lengths, positions, past), cache)
+        own = self._spans(past)
+        rows = branched(self._branches, inputs, lengths, positions, past, own)
+        hidden = self.vlm.run(rows, cache)
         return hidden[:, inputs["input_ids"].shape[1] + self._branches.ends]
+
+    def behind(self, head: Context, videos: Sequence[EncodedVideo]) -> torch.Tensor:
+        """The same for videos behind what is read before them."""
+        laid = self.vlm.video_rows(head.position, videos, [self.tail] * len(videos))
+        cache = head.fork(len(videos)).cache
+        return self.states(cache, head.length, laid.inputs, laid.lengths, laid.next_positions)
 
     def texts(
         self, cache: Cache, past: int, texts: Sequence[torch.Tensor], at: int
@@ -75,8 +91,17 @@ def of_videos(
         videos: one a row.
         keep: share of the videos' tokens that stay.
     """
-    openings, opening = _Openings(turns), turns.opening(keep)
-    if isinstance(opening, ParallelPrompt) and not opening.shares_head:
+    asked = torch.cat([turns.question, turns.closing])
+    opening, categories = turns.opening(keep), turns.policy.categories
+    if not isinstance(opening, ParallelPrompt):
+        head = head_context(turns.vlm, opening)
+        return _Openings(turns.vlm, asked, categories).behind(head, videos)
+
+    def spans(past: int) -> Sequence[Span]:
+        return opening.spans(past + len(turns.question))
+
+    openings = _Openings(turns.vlm, asked, categories, spans)
+    if not opening.shares_head:
         found: dict[int, torch.Tensor] = {}
         alike: dict[tuple[int, int], list[int]] = defaultdict(list)
         contexts = opening.contexts(videos)
@@ -87,10 +112,20 @@ def of_videos(
             told = openings.texts(cache, past, [openings.tail] * len(rows), position)
             found |= dict(zip(rows, told, strict=True))
         return torch.stack([found[row] for row in range(len(videos))])
-    head = head_context(turns.vlm, opening)
-    laid = turns.vlm.video_rows(head.position, videos, [openings.tail] * len(videos))
-    cache = head.fork(len(videos)).cache
-    return openings.states(cache, head.length, laid.inputs, laid.lengths, laid.next_positions)
+    return openings.behind(head_context(turns.vlm, opening), videos)
+
+
+def of_questions(
+    vlm: VisionLanguageModel, videos: Sequence[EncodedVideo], phrases: Sequence[str]
+) -> torch.Tensor:
+    """States before the boolean of each phrase, (B, C, D), behind videos without a policy; gradients flow.
+
+    A phrase stands where a category's name would: what is learned is to see what words say.
+    """
+    chat = vlm.layout(_QUESTION)
+    categories = [Category("asked", phrase, "", ()) for phrase in phrases]
+    openings = _Openings(vlm, vlm.ids(chat.tail + chat.closing), categories)
+    return openings.behind(head_context(vlm, vlm.ids(vlm.layout("").head)), videos)
 
 
 def log_odds(vlm: VisionLanguageModel, states: torch.Tensor) -> torch.Tensor:

@@ -6,12 +6,13 @@ Knows drawn sets, groups of one length, and what a clip can be asked. Knows noth
 from __future__ import annotations
 
 import random
-import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from recipes.safewatch_tiny.kinds import PHRASES, SEEN, kinds_of
 from recipes.safewatch_tiny.policies import Ruled, explained
@@ -72,17 +73,14 @@ class Clips:
         return [Shown(one.record, clip) for one, clip in zip(decoded, clips, strict=True)]
 
 
-def asked(record: Record, rng: random.Random) -> tuple[str, str]:
-    """A question about a clip and its answer: where it plays, or whether it shows something."""
-    if rng.random() < 0.2:
-        return "Where does the video play?", _place(record)
-    own = sorted(kinds_of(record).intersection(SEEN))
-    shown = bool(own) and rng.random() < 0.5
-    kind = rng.choice(own) if shown else rng.choice([k for k in SEEN if k not in own])
-    text = rng.choice(PHRASES[kind])
-    return f"Does the video show this: {text}?", "Yes." if shown else "No."
+def asked(records: Sequence[Record], rng: random.Random) -> tuple[list[str], torch.Tensor]:
+    """What to ask of some clips, words for what one or more of them show, and the answers.
 
-
-def _place(record: Record) -> str:
-    """The first sentence of its first caption."""
-    return re.split(r"(?<=\.) ", record.captions[0].text)[0]
+    Returns:
+        Phrases, one for each kind that may be spoken of; and whether each clip shows it, bool (B, C).
+    """
+    shown = [kinds_of(record) for record in records]
+    kinds = sorted(frozenset().union(*shown).intersection(SEEN))
+    rng.shuffle(kinds)
+    phrases = [rng.choice(PHRASES[kind]) for kind in kinds]
+    return phrases, torch.tensor([[kind in own for kind in kinds] for own in shown])

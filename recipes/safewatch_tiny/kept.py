@@ -23,7 +23,7 @@ from recipes.tiny.parts import load_vlm
 from safelens.vlm import VisionLanguageModel
 
 KEPT = Path(__file__).parent / "checkpoints"
-_STAGES = ("guardrail", "pruning", "sequential", "shuffled")
+_STAGES = ("questions", "guardrail", "pruning", "sequential", "shuffled")
 _ADAPTER = "preference"
 
 

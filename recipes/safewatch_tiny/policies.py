@@ -101,11 +101,12 @@ def sampled(rng: random.Random, kinds: Sequence[Kind] = SEEN, *, most: int = 6) 
     Args:
         rng: source of all choices.
         kinds: of which policies may speak.
-        most: at least half as many categories where it is above six. A category is read alone, so a policy of many
-            teaches the reading of one as well, and a video that was read once is asked about each.
+        most: as many categories at most, and rules that block in each. At least half as many where it is above six: a
+            category is read alone, so a policy of many teaches the reading of one as well, and a video that was read
+            once is asked about each.
     """
-    count = rng.choice((1, 2, 3, 4, 4, 5, 6)) if most <= 6 else rng.randint(most // 2, most)
-    if count <= 6 and rng.random() < 0.3:
+    count = rng.randint(1 if most <= 6 else most // 2, most)
+    if most > 2 and count <= 6 and rng.random() < 0.3:
         return ruled(
             [_theme(theme, kinds, rng) for theme in rng.sample(sorted(_THEMES), count)], rng
         )
@@ -113,12 +114,10 @@ def sampled(rng: random.Random, kinds: Sequence[Kind] = SEEN, *, most: int = 6) 
     categories = []
     for name in names[: len(kinds)]:
         # as many as there are kinds for
-        count = min(
-            rng.choice((1, 1, 1, 2, 2, 3, 4)), max(1, len(free) - len(names) + len(categories))
-        )
-        some = [free.pop() for _ in range(count)]
+        left = max(1, len(free) - len(names) + len(categories))
+        some = [free.pop() for _ in range(min(rng.choice((1, 1, 1, 2, 2, 3, 4)), most, left))]
         others = [kind for kind in kinds if kind not in some]
-        categories.append((name, some, rng.sample(others, rng.randint(0, 2))))
+        categories.append((name, some, rng.sample(others, rng.randint(0, min(2, most - 1)))))
     return ruled(categories, rng)
 
 

@@ -28,12 +28,12 @@ from safelens.train.sequences import Example, teacher_forced
 from safelens.vlm import VisionLanguageModel
 
 Task = Literal["guardrail", "reason", "captions", "questions"]
-"""`guardrail`: each category's boolean as S1 asks it; `reason`: S2's whole answer. These are under a policy; the
-others without one."""
+"""`guardrail`: each category's boolean as S1 asks it; `reason`: S2's whole answer. These are under a policy.
+`questions`: a boolean for each of some phrases; `captions`: two of the clip's. These are without one."""
 GUARDRAIL: tuple[Task, ...] = (
-    *("guardrail", "guardrail", "guardrail", "guardrail", "guardrail", "guardrail", "reason"),
     *("guardrail", "guardrail", "guardrail", "questions"),
-    *("guardrail", "guardrail", "guardrail", "captions"),
+    *("guardrail", "guardrail", "guardrail", "reason", "questions"),
+    *("guardrail", "guardrail", "guardrail", "captions", "questions"),
 )
 """Tasks of the first stage, batch after batch."""
 PRUNING: tuple[Task, ...] = (
@@ -48,10 +48,11 @@ class Batches:
     Args:
         vlm: is trained.
         needs: folders of the stages, "train" among them.
-        settings: "batch" clips, in "groups" under a policy each; "seed"; "own" is the share of groups under the
-            default policy; "most" categories are in others; "others" weighs what is no boolean: their gradients are many
-            times as long, and would fill the optimizer's momentum; "least" is the least share of a video's tokens that
-            stays, drawn anew for each batch, or None: all stay.
+        settings: "batch" clips; "phrases" are asked of them at most; "lessons" follow each other, each of so many
+            "steps" in "groups" under a policy each, "own" being the share of them under the default policy and "most"
+            the categories of others; "seed"; "others" weighs what is no boolean: their gradients are many times as
+            long, and would fill the optimizer's momentum; "least" is the least share of a video's tokens that stays,
+            drawn anew for each batch, or None: all stay.
         encoding: how policies are read.
     """
 
@@ -71,68 +72,75 @@ class Batches:
         """Named losses; "loss" is minimized."""
         if task == "guardrail":
             return self._booleans(number)
-        found = self._reasoned(number) if task == "reason" else self._plainly(task, number)
+        if task == "questions":
+            return self._questions(number)
+        found = self._reasoned(number) if task == "reason" else self._captions(number)
         return {"loss": self.settings["others"] * found, task: found}
 
-    def _plainly(self, task: Task, number: int) -> torch.Tensor:
-        shown = self.clips.group(self.settings["batch"], (self.settings["seed"], number, 0))
-        examples = self._without_policy(task, shown, self._random(number))
-        scored = teacher_forced(self.vlm, self._plain.head_without_policy, examples)
+    def _captions(self, number: int) -> torch.Tensor:
+        rng, turns, examples = self._random(number), self._plain, []
+        for one in self._shown(self.settings["batch"], number, 0):
+            first, second = rng.sample(one.clip.captions, 2)
+            pair = (turns.caption(first, first=True), turns.caption(second, first=False))
+            examples.append(Example(one.clip.video, pair))
+        scored = teacher_forced(self.vlm, turns.head_without_policy, examples)
         return torch.stack(scored.losses).mean()
+
+    def _questions(self, number: int) -> dict[str, torch.Tensor]:
+        shown = self._shown(self.settings["batch"], number, 0)
+        phrases, truth = asked([one.record for one in shown], self._random(number))
+        most = self.settings["phrases"]
+        videos = [one.clip.video for one in shown]
+        states = booleans.of_questions(self.vlm, videos, phrases[:most])
+        return self._told("questions", [states], [truth[:, :most]])
 
     def _booleans(self, number: int) -> dict[str, torch.Tensor]:
         states, truth = [], []
-        groups = self.settings["groups"]
+        groups = self._lesson(number)["groups"]
         for group in range(groups):
-            rng = self._random(number, group)
-            under, turns = self._policy(rng, self.settings["most"])
+            under, turns = self._policy(number, group)
             shown = self._shown(self.settings["batch"] // groups, number, group, under)
             videos = [one.clip.video for one in shown]
             states.append(booleans.of_videos(turns, videos, self._keep(number)))
             truth.append(_truth(turns, shown, under))
+        return self._told("guardrail", states, truth)
+
+    def _told(
+        self, task: Task, states: Sequence[torch.Tensor], truth: Sequence[torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         loss = booleans.balanced_loss(self.vlm, states, truth)
-        return {"loss": loss, "guardrail": loss, "right": _right(self.vlm, states, truth)}
+        return {"loss": loss, task: loss, "right": _right(self.vlm, states, truth)}
 
     def _reasoned(self, number: int) -> torch.Tensor:
         # what is written out is long, so one group of fewer clips
         rng = self._random(number)
-        under, turns = self._policy(rng, 6)
+        under, turns = self._policy(number, 0, most=6)
         shown = self._shown(self.settings["batch"] // 2, number, 0, under)
         answers = [_deliberated(turns, one.under(under), rng) for one in shown]
         examples = [Example(o.clip.video, (a,)) for o, a in zip(shown, answers, strict=True)]
         return teacher_forced(self.vlm, turns.opening(self._keep(number)), examples).losses[0]
 
-    def _policy(self, rng: random.Random, most: int) -> tuple[Ruled, Turns]:
-        own = rng.random() < self.settings["own"]
+    def _lesson(self, number: int) -> dict[str, Any]:
+        *earlier, last = self.settings["lessons"]
+        for lesson in earlier:
+            if number < lesson["steps"]:
+                return lesson
+            number -= lesson["steps"]
+        return last
+
+    def _policy(self, number: int, group: int, most: int | None = None) -> tuple[Ruled, Turns]:
+        rng, lesson = self._random(number, group), self._lesson(number)
+        own = rng.random() < lesson["own"]
+        most = min(lesson["most"], most or lesson["most"])
         under = self._default if own else sampled(rng, most=most)
         return under, Turns(self.vlm, under.policy, encoding=self.encoding)
 
-    def _shown(self, size: int, number: int, group: int, under: Ruled) -> list[Shown]:
+    def _shown(self, size: int, number: int, group: int, under: Ruled | None = None) -> list[Shown]:
         return self.clips.group(size, (self.settings["seed"], number, group), under)
 
     def _keep(self, number: int) -> float | None:
         least = self.settings["least"]
         return None if least is None else share_at(number, least, self.settings["seed"])
-
-    def _without_policy(
-        self, task: Task, shown: Sequence[Shown], rng: random.Random
-    ) -> list[Example]:
-        turns, found = self._plain, []
-        for one in shown:
-            clip = one.clip
-            if task == "captions":
-                first, second = rng.sample(clip.captions, 2)
-                pair = (turns.caption(first, first=True), turns.caption(second, first=False))
-                found.append(Example(clip.video, pair))
-            else:
-                found.append(Example(clip.video, (self._question(*asked(one.record, rng)),)))
-        return found
-
-    def _question(self, question: str, answer: str) -> tuple[torch.Tensor, torch.Tensor]:
-        chat = self.vlm.layout(question)
-        end = self.vlm.ids(self.vlm.tokenizer.eos_token)
-        prompt = self.vlm.ids(chat.tail + chat.closing)
-        return prompt, torch.cat([self.vlm.ids(answer), end])
 
     def _random(self, number: int, group: int = 0) -> random.Random:
         return random.Random(f"{self.settings['seed']}/{number}/{group}")

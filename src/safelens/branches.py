@@ -16,6 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+Span = tuple[int, int]
+"""Tokens of a cache from the first number up to the second."""
+
 
 @dataclass(frozen=True)
 class Branches:
@@ -60,12 +63,35 @@ class Branches:
         return torch.tensor([len(part) for part in self.parts]).cumsum(0) - 1
 
     @property
+    def of_part(self) -> torch.Tensor:
+        """Of each of them its part's number, shape (N,)."""
+        lengths = torch.tensor([len(part) for part in self.parts])
+        return torch.arange(len(self.parts)).repeat_interleave(lengths)
+
+    @property
     def seen(self) -> torch.Tensor:
         """Which of them each sees: those of its part up to itself, bool (N, N)."""
-        lengths = torch.tensor([len(part) for part in self.parts])
-        part = torch.arange(len(self.parts)).repeat_interleave(lengths)
-        places = self.places
+        part, places = self.of_part, self.places
         return (part[:, None] == part) & (places[:, None] >= places)
+
+    def past_seen(self, past: int, own: Sequence[Span]) -> torch.Tensor:
+        """Which tokens of a cache each of them sees, bool (N, past).
+
+        Args:
+            past: tokens in the cache.
+            own: what of it each part sees and the others do not; empty if all see all.
+
+        Raises:
+            ValueError: not one for each part.
+        """
+        if not own:
+            return torch.ones(len(self.ids), past, dtype=torch.bool)
+        if len(own) != len(self.parts):
+            raise ValueError(f"{len(own)} spans of the cache for {len(self.parts)} continuations")
+        held = torch.zeros(len(own), past, dtype=torch.bool)
+        for row, (start, end) in zip(held, own, strict=True):
+            row[start:end] = True
+        return (held | ~held.any(0))[self.of_part]
 
 
 def branched(
@@ -74,6 +100,7 @@ def branched(
     lengths: Sequence[int],
     positions: Sequence[int],
     past: int,
+    own: Sequence[Span] = (),
 ) -> dict[str, torch.Tensor]:
     """A model's inputs for right-padded rows with the parts of some continuations behind each.
 
@@ -82,21 +109,23 @@ def branched(
         inputs: of the rows alone, as for a causal pass.
         lengths: real tokens of each row.
         positions: rotary position of what comes behind each.
-        past: tokens in the cache, which all see.
+        past: tokens in the cache.
+        own: see :meth:`Branches.past_seen`; what all begin with sees all.
     """
-    ids, own = inputs["input_ids"], inputs["position_ids"]
+    ids, before = inputs["input_ids"], inputs["position_ids"]
     count, length = ids.shape
     new = length + len(branches.ids)
     mask = torch.zeros(count, 1, new, past + new, dtype=torch.bool, device=ids.device)
-    mask[..., :past] = True
+    mask[:, :, :length, :past] = True
+    mask[:, :, length:, :past] = branches.past_seen(past, own)
     mask[:, :, :length, past : past + length] = torch.ones(length, length).tril().bool()
     real = torch.arange(length) < torch.tensor(lengths)[:, None]
     mask[:, :, length:, past : past + length] = real[:, None, None]
     mask[:, :, length:, past + length :] = branches.seen
-    behind = (torch.tensor(positions)[:, None] + branches.places).to(own)
+    behind = (torch.tensor(positions)[:, None] + branches.places).to(before)
     return {
         **inputs,
         "input_ids": torch.cat([ids, branches.ids.to(ids).expand(count, -1)], dim=1),
-        "position_ids": torch.cat([own, behind.expand(*own.shape[:-2], -1, -1)], dim=-1),
+        "position_ids": torch.cat([before, behind.expand(*before.shape[:-2], -1, -1)], dim=-1),
         "attention_mask": mask,
     }

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 import torch
 
 from safelens import prompts
+from safelens.branches import Span
 from safelens.policy import Policy
 from safelens.vlm import VisionLanguageModel
 from safelens.vlm_cache import Context, Head, Prefilled
@@ -64,6 +65,9 @@ class Prompt(Protocol):
     def ask(self, moments: Sequence[Context]) -> list[Asked]:
         """Put the question again, behind each of some pieces of one video, which share a meter."""
 
+    def spans(self, length: int) -> Sequence[Span]:
+        """Where each category lies in a cache of so many tokens that ends with the question; empty if in one text."""
+
 
 class SequentialPrompt:
     """The policy as one text. See :class:`Prompt`; a policy is read when it is first needed.
@@ -93,6 +97,10 @@ class SequentialPrompt:
     def ask(self, moments: Sequence[Context]) -> list[Asked]:
         """See :class:`Prompt`."""
         return ask_text(self.vlm, moments, self.vlm.ids(self.parts.tail))
+
+    def spans(self, length: int) -> Sequence[Span]:
+        """See :class:`Prompt`."""
+        return ()
 
 
 def ask_text(

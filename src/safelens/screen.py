@@ -15,7 +15,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from safelens import prompts
-from safelens.branches import Branches
+from safelens.branches import Branches, Span
 from safelens.domain import DomainGuard
 from safelens.domain_features import domain_features
 from safelens.policy import Policy
@@ -90,19 +90,22 @@ class LabelReader:
     alone, so with odds o_c = p_c / (1 - p_c) the class probabilities are those of "exactly one or
     none is violated": P(c) = o_c / (1 + sum o), P(safe) = 1 / (1 + sum o).
 
+    Where categories are read alone, a category's answer sees no other category either: it need not be found by its
+    name, and what else stands in the policy reaches it only through what video and question made of it.
+
     Args:
         vlm: the model.
-        policy: gives the answers.
-        closing: what closes the user's turn and opens the assistant's.
+        prompt: gives the answers, and says where each category lies.
         rows: categories in one batch, where each needs a copy of the cache: a convolution would go on from one
             answer into the next.
     """
 
     def __init__(
-        self, vlm: VisionLanguageModel, policy: Policy, closing: str, *, rows: int = 8
+        self, vlm: VisionLanguageModel, policy: Policy, prompt: Prompt, *, rows: int = 8
     ) -> None:
-        self.vlm = vlm
-        opening, by_name = prompts.screening_suffix() + closing, policy.by_name().categories
+        self.vlm, self._prompt = vlm, prompt
+        opening = prompts.screening_suffix() + prompt.parts.closing
+        by_name = policy.by_name().categories
         self._answers = [vlm.ids(opening + prompts.category_opening(c)) for c in by_name]
         # by name, so that not even the last bits tell the policy's order
         self._columns = [by_name.index(category) for category in policy.categories]
@@ -116,15 +119,16 @@ class LabelReader:
         """See :class:`Reader`."""
         question = context()
         question.spent = spent
-        last = self._copied(question) if self.vlm.family.reach else self._branched(question)
+        own = self._prompt.spans(question.length)
+        if not self.vlm.family.reach:
+            last = self.vlm.extend_branches(question, self._branches, own)
+        else:
+            last = self._cut(question, own) if own else self._copied(question)
         self.vlm.charge(spent, 0, 0, read=len(last))
         p = self.vlm.choice(self.vlm.logits(last), (prompts.TRUE, prompts.FALSE))
         p = p.double().cpu()[self._columns]
         odds = p / (1 - p).clamp(min=1e-9)
         return (torch.cat([odds, odds.new_ones(1)]) / (1 + odds.sum())).float()
-
-    def _branched(self, question: Context) -> torch.Tensor:
-        return self.vlm.extend_branches(question, self._branches)
 
     def _copied(self, question: Context) -> torch.Tensor:
         found = []
@@ -135,6 +139,16 @@ class LabelReader:
             hidden = self.vlm.extend(copies, pad_sequence(part, batch_first=True))
             ends = torch.tensor([len(answer) - 1 for answer in part])
             found.append(hidden[torch.arange(len(part)), ends])
+        return torch.cat(found)
+
+    def _cut(self, question: Context, own: Sequence[Span]) -> torch.Tensor:
+        """Copies without the other categories; of unequal length, so one after the other."""
+        branches, found = self._branches, []
+        self.vlm.extend(question, branches.stem)
+        seen = branches.past_seen(question.length, own)[branches.ends]
+        for part, places in zip(branches.parts, seen, strict=True):
+            alone = question.keep(places.nonzero()[:, 0])
+            found.append(self.vlm.extend(alone, part)[:, -1])
         return torch.cat(found)
 
 
@@ -232,7 +246,7 @@ class Screener:
         self.guard = guard
         self.prompt = prompt or SequentialPrompt(vlm, policy, layout)
         self.head = self.prompt.head
-        self.reader: Reader = reader or LabelReader(vlm, policy, self.parts.closing)
+        self.reader: Reader = reader or LabelReader(vlm, policy, self.prompt)
 
     @property
     def parts(self) -> ChatLayout:

@@ -28,7 +28,7 @@ from transformers import AutoConfig, AutoProcessor
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import PreTrainedModel
 
-from safelens.branches import Branches, branched
+from safelens.branches import Branches, Span, branched
 from safelens.families import family_of, refusal
 from safelens.vlm_attention import group_heads
 from safelens.vlm_cache import Context, Head, Prefilled
@@ -311,12 +311,15 @@ class VisionLanguageModel:
             return self.read(context, ids, adapter=adapter)
 
     @torch.inference_mode()
-    def extend_branches(self, context: Context, branches: Branches) -> torch.Tensor:
+    def extend_branches(
+        self, context: Context, branches: Branches, own: Sequence[Span] = ()
+    ) -> torch.Tensor:
         """Continue a context of one row with several texts, none of which sees another.
 
         Args:
             context: is used up; it costs no copy.
             branches: the texts; only for models without convolutions, which reach from one into the next.
+            own: parts of the context that one text alone sees; see :meth:`Branches.past_seen`.
 
         Returns:
             Hidden states of each text's last token, shape (C, D).
@@ -325,12 +328,15 @@ class VisionLanguageModel:
         at = context.position + stem
         inputs = self.text_inputs(branches.stem[None], context.position)
         with self.only(None):
-            hidden = self.run(branched(branches, inputs, [stem], [at], past), context.cache)
+            rows = branched(branches, inputs, [stem], [at], past, own)
+            hidden = self.run(rows, context.cache)
         context.spent.prompt += stem + len(branches.ids)
         self.charge(context.spent, stem, past)
-        for part in branches.parts:
-            self.charge(context.spent, len(part), past + stem)
-        return hidden[0, stem + branches.ends]
+        ends = branches.ends
+        seen = branches.past_seen(past, own).sum(1)[ends].tolist()
+        for part, keys in zip(branches.parts, seen, strict=True):
+            self.charge(context.spent, len(part), keys + stem)
+        return hidden[0, stem + ends]
 
     @torch.inference_mode()
     def extend_slots(

@@ -1,12 +1,15 @@
 """The parallel prompt against single masked runs of the library's model, and S1 and S2 on it."""
 
 import dataclasses
+import math
 import random
 
 import pytest
 import torch
 from safewatch_prompts import direct, encoded, few_categories
 
+from safelens import prompts
+from safelens.branches import Branches
 from safelens.deliberate import ADAPTER, Deliberator
 from safelens.safewatch.blocks import PolicyBlocks
 from safelens.safewatch.parallel import ParallelPrompt
@@ -78,6 +81,61 @@ def test_a_thinned_cache_equals_a_mask_over_the_tokens_taken_out(
     assert len(steps) == len(video.blocks)
     assert sum(step.length for step in steps) < sum(step.length for step in whole.moments(0))
     assert [len(asked.states) for asked in prompt.ask(steps)] == [thin.tail_length] * len(steps)
+
+
+@pytest.mark.parametrize("keep", [None, 0.3])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", ["qwen3_vl", "internvl"])
+def test_a_categorys_answer_sees_no_other_category(loaded, family, few, clips, layout, keep):
+    vlm = loaded[family]
+    prompt = ParallelPrompt(PolicyBlocks(vlm), few, layout=layout, keep=keep)
+    [s1] = Screener(vlm, few, prompt=prompt).screen(clips[3:4])
+    (video,) = encoded(vlm, clips[3:4])
+    hidden = None if keep is None else ~kept_of(vlm, video, s1.prefilled)
+    openings = [prompts.category_opening(c) for c in prompt.policy.categories]
+    before = prompts.screening_suffix() + prompt.parts.closing
+    parts = Branches.of([vlm.ids(before + opening) for opening in openings]).parts
+    true, false = (int(vlm.ids(text)[0]) for text in (prompts.TRUE, prompts.FALSE))
+    for number, (category, opening) in enumerate(
+        zip(prompt.policy.categories, openings, strict=True)
+    ):
+        more = {"answer": vlm.ids(before + opening)}
+        odds = []
+        for alone in ((len(parts[number]), number), None):
+            states = direct(vlm, prompt, video, layout, hidden, **more, alone=alone)[0]
+            logits = vlm.logits(states[-1])
+            odds.append(float(logits[true] - logits[false]))
+        found = math.log(s1.scores[category.id] / s1.scores["safe"])
+        assert found == pytest.approx(odds[0], abs=1e-4)
+        assert abs(odds[0] - odds[1]) > 1e-3
+
+
+def test_the_same_of_a_model_with_convolutions(loaded, few, clips):
+    """By copies of the cache: a category's answer is as if the others were taken out behind the question."""
+    vlm = loaded["lfm2_vl"]
+    prompt = ParallelPrompt(PolicyBlocks(vlm), few)
+    screener = Screener(vlm, few, prompt=prompt)
+    [s1] = screener.screen(clips[:1])
+    before = prompts.screening_suffix() + prompt.parts.closing
+    answers = [vlm.ids(before + prompts.category_opening(c)) for c in prompt.policy.categories]
+    branches = Branches.of(answers)
+    true, false = (int(vlm.ids(text)[0]) for text in (prompts.TRUE, prompts.FALSE))
+    for number, category in enumerate(prompt.policy.categories):
+        context = s1.context
+        vlm.extend(context, branches.stem)
+        past, part = context.length, branches.parts[number]
+        seen = torch.ones(len(part), past + len(part), dtype=torch.bool).tril(past)
+        for other, (start, end) in enumerate(prompt.spans(past)):
+            if other != number:
+                seen[:, start:end] = False
+        mask = torch.zeros(seen.shape, dtype=torch.float64).masked_fill_(~seen, -1e300)
+        inputs = vlm.text_inputs(part[None], context.position)
+        with torch.inference_mode():
+            states = vlm.run(inputs | {"attention_mask": mask[None, None]}, context.cache)
+        logits = vlm.logits(states[0, -1])
+        wanted = float(logits[true] - logits[false])
+        found = math.log(s1.scores[category.id] / s1.scores["safe"])
+        assert found == pytest.approx(wanted, abs=1e-4)
 
 
 def kept_of(vlm, video, thin):

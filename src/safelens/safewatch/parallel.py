@@ -6,6 +6,7 @@ Knows the two layouts. Blocks are made in `blocks`; which tokens stay is decided
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -13,6 +14,7 @@ from typing import Self
 import torch
 
 from safelens import prompts
+from safelens.branches import Span
 from safelens.policy import Policy
 from safelens.reading import Asked, Layout, ask_text
 from safelens.safewatch.blocks import Block, Blocks, compose, read_block
@@ -141,6 +143,15 @@ class ParallelPrompt:
     def ask(self, moments: Sequence[Context]) -> list[Asked]:
         """See :class:`Prompt`; behind a moment, blocks see that moment."""
         return ask_text(self.vlm, [self._read(moment).context for moment in moments], self._tail)
+
+    def spans(self, length: int) -> list[Span]:
+        """See :class:`Prompt`."""
+        lengths = [block.held.length for block in self._before] or [len(b) for b in self._behind]
+        start = 0
+        if self._behind:
+            start = length - len(self._tail) - len(self._trunk) - sum(lengths)
+        ends = [start + end for end in itertools.accumulate(lengths)]
+        return [(end - size, end) for end, size in zip(ends, lengths, strict=True)]
 
     def led(self, videos: Sequence[EncodedVideo]) -> list[EncodedVideo]:
         """Videos with what stands between the head and them."""
