@@ -401,7 +401,10 @@ def together(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {
         "command": "python -m benchmarks.service",
         "machine": found["overhead"]["machine"],
-        "load_before": {name: one["machine"]["load_before"] for name, one in found.items()},
+        "measured_on": {
+            name: {key: one["machine"][key] for key in ("cpu", "load_before")}
+            for name, one in found.items()
+        },
         "overhead_ms": found["overhead"]["overhead_ms"],
         "uploads": found["uploads"]["uploads"],
         **{

@@ -78,9 +78,9 @@ def test_seeds_share_what_they_begin_with_and_nothing_else():
         {stage.digest for stage in in_order(*safewatch.stages_of(safewatch.seed_of(n)))}
         for n in range(2)
     )
-    begun = {stage.digest for stage in in_order(*trained(0).guardrail.needs, safewatch.TEST)}
+    begun = {stage.digest for stage in in_order(*trained(0).questions.needs, safewatch.TEST)}
     assert begun < one & other
-    assert len(one - other) == len(safewatch.stages_of(safewatch.seed_of(0))) - 1 + 7
+    assert len(one - other) == len(safewatch.stages_of(safewatch.seed_of(0))) - 1 + 8
 
 
 def test_a_report_of_made_up_figures_is_written(tmp_path):

@@ -7,7 +7,7 @@ from safelens.service.sniff import media_type
 
 
 def kills(**more):
-    return {"machine": {"load_before": 0.1}, "kills": 50, "lost": 1, "duplicated": 0,
+    return {"machine": {"cpu": "x", "load_before": 0.1}, "kills": 50, "lost": 1, "duplicated": 0,
             "audit_entries_lost": 2, **more}  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def test_the_report_adds_up_what_the_stages_found():
     assert (report["control_flips"], report["attack_flips_to_safe"]) == (8, 2)
     assert report["control_flips_to_safe"] == 4
     assert report["machine"] == machine
-    assert set(report["load_before"]) == set(found)
+    assert set(report["measured_on"]) == set(found)
     assert "machine" not in report["faults"]["sqlite"]
 
 
