@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,26 +54,31 @@ class Case:
 
     Attributes:
         decoding: becomes the video.
+        ready: comes once it is decoded, and says whether a verdict on the same bytes is there already.
         finding: what S1 found in another process.
         s1: what S1 found, where S2 is to be asked.
         captions: one a frame, for S2.
         spent: what the video is charged, where S2 is asked.
         verdict: what came of it.
-        known: a verdict on the same bytes was there already, and none is made.
     """
 
     decoding: Future[Decoded]
+    ready: Future[bool]
     finding: Finding | None = None
     s1: Screened | None = None
     captions: tuple[Caption, ...] = ()
     spent: list[Spent] = field(default_factory=list)
     verdict: Verdict | None = None
-    known: bool = False
 
     @property
     def video(self) -> Decoded:
         """What was decoded; waits for it."""
         return self.decoding.result()
+
+    @property
+    def known(self) -> bool:
+        """Whether a verdict on the same bytes is there already, and none is made; waits for the answer."""
+        return self.ready.result()
 
     @property
     def clip(self) -> Clip:
@@ -100,7 +106,8 @@ class Pipeline:
         cascade: decodes, screens, deliberates and decides.
         videos: taken one by one, as there is room for them; from `Arrivals` what has come, until that ends.
         deliberate: False ends a video where S2 would begin; it then has `Case.s1` and no verdict.
-        known: which of some SHA-256 digests need no verdict.
+        known: whether a verdict is there already on bytes of this SHA-256, and none is needed; asked from a thread that
+            decodes, once for each video, so that the models do not wait for the answer.
     """
 
     def __init__(
@@ -109,7 +116,7 @@ class Pipeline:
         videos: Iterable[str | Path | Unsure] | Arrivals[str | Unsure],
         *,
         deliberate: bool = True,
-        known: Callable[[list[str]], Collection[str]] | None = None,
+        known: Callable[[str], Future[bool]] | None = None,
     ) -> None:
         self._cascade = cascade
         self._arrivals = videos if isinstance(videos, Arrivals) else None
@@ -156,7 +163,7 @@ class Pipeline:
 
     def _awaited(self) -> list[Future[Any]]:
         """What there is to wait for where the models have nothing to do."""
-        found: list[Future[Any]] = [case.decoding for case in self._unread]
+        found: list[Future[Any]] = [case.ready for case in self._unread]
         if self._arrivals is not None and self._room and not self._arrivals.over:
             found.append(self._arrivals.news)
         return found
@@ -170,15 +177,31 @@ class Pipeline:
         return found
 
     def _case(self, video: str | Path | Unsure) -> Case:
-        if not isinstance(video, Unsure):
-            return Case(self._cascade.decoding(str(video)))
-        there: Future[Decoded] = Future()
-        there.set_result(video.video)
-        return Case(there, video.finding)
+        if isinstance(video, Unsure):
+            there: Future[Decoded] = Future()
+            there.set_result(video.video)
+            case = Case(there, Future(), video.finding)
+        else:
+            case = Case(self._cascade.decoding(str(video)), Future())
+        case.decoding.add_done_callback(partial(self._ask, case.ready))
+        return case
+
+    def _ask(self, answer: Future[bool], decoding: Future[Decoded]) -> None:
+        if decoding.cancelled():
+            answer.cancel()
+            return
+        try:
+            clip = decoding.result().clip
+            if self._known is None or clip is None:
+                answer.set_result(False)
+            else:
+                self._known(clip.sha256).add_done_callback(partial(_copy, answer))
+        except BaseException as error:
+            answer.set_exception(error)
 
     def _over(self, case: Case) -> bool:
         screened = self._deliberations is None and case.s1 is not None
-        return screened or case.known or case.verdict is not None
+        return screened or case.verdict is not None or (case.ready.done() and case.known)
 
     def _work(self) -> bool:
         """Whatever the models can do now; False where all depends on videos that are still being decoded."""
@@ -204,7 +227,7 @@ class Pipeline:
 
     def _decoded(self) -> list[Case]:
         """The oldest video that is decoded, and others that are most like it in length."""
-        ready = [case for case in self._unread if case.decoding.done()]
+        ready = [case for case in self._unread if case.ready.done()]
         if not ready:
             return []
 
@@ -219,7 +242,6 @@ class Pipeline:
     def _screen(self, batch: list[Case]) -> None:
         self._unread = [case for case in self._unread if case not in batch]
         readable = []
-        self._leave_out_known(batch)
         for case in batch:
             if case.known:
                 continue
@@ -232,11 +254,9 @@ class Pipeline:
         if self._deliberations is not None:
             self._unsure.extend(case for case in readable if case.verdict is None)
 
-    def _leave_out_known(self, batch: list[Case]) -> None:
-        clips = [case.video.clip for case in batch]
-        digests = [clip.sha256 for clip in clips if clip is not None]
-        if self._known is None or not digests:
-            return
-        known = self._known(digests)
-        for case, clip in zip(batch, clips, strict=True):
-            case.known = clip is not None and clip.sha256 in known
+
+def _copy(answer: Future[bool], found: Future[bool]) -> None:
+    try:
+        answer.set_result(found.result())
+    except BaseException as error:
+        answer.set_exception(error)

@@ -1,5 +1,5 @@
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,11 @@ class Here:
 
     def __getattr__(self, name):
         return getattr(self.ledger, name)
+
+    def known(self, digest):
+        answer = Future()
+        answer.set_result(self.ledger.known(digest))
+        return answer
 
     def settle(self, sent):
         pass

@@ -1,5 +1,5 @@
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -42,8 +42,10 @@ def test_it_is_empty_only_when_the_last_video_is_over(lens, videos, monkeypatch)
 
 
 def test_who_waits_for_a_pipeline_that_ended_is_told(lens, videos):
-    def known(digests):
-        raise OSError("the ledger is gone")
+    def known(digest):
+        answer = Future()
+        answer.set_exception(OSError("the ledger is gone"))
+        return answer
 
     running = Running(lens, deliberate=False, known=known)
     asked = running.add(str(videos[0]))

@@ -48,7 +48,7 @@ def test_the_same_bytes_are_written_once(tmp_path):
     folder.add(failed("gone", status="video_error"), {})
     assert lines(tmp_path) == ["a", "gone"]
     assert lines(tmp_path, "copies.jsonl") == ["copy of a"]
-    assert folder.known([A, B]) == [A]
+    assert (folder.known(A), folder.known(B)) == (True, False)
     assert folder.outcomes == {"safe": 1, "error": 1}
     folder.close()
     again = VerdictFolder(tmp_path)

@@ -131,9 +131,9 @@ class Ledger:
         line = {"stage": stage, "video": name, "tries": self._tries[stage, name]}
         self._retries.add(json.dumps(line))
 
-    def known(self, digests: Sequence[str]) -> list[str]:
-        """Which of some SHA-256 digests have a verdict."""
-        return self._verdicts.known(digests)
+    def known(self, digest: str) -> bool:
+        """Whether bytes of this SHA-256 have a verdict."""
+        return self._verdicts.known(digest)
 
     def add(self, stage: Stage, found: Found) -> None:
         """What a process that runs a stage has found; it is on disk when this returns.
@@ -147,7 +147,10 @@ class Ledger:
             self._verdicts.add_copy(copy.video, copy.sha256)
             self._ended(stage, copy.video)
         for video in found.passed_on:
-            self._tries.pop((stage, escaped(video)), None)
+            name = escaped(video)
+            if self._tries.pop((stage, name), 0) > 1:
+                # It has no verdict yet, and another ledger would hold its tries against it.
+                self._retries.add(json.dumps({"stage": stage, "video": name, "tries": 0}))
 
     def outcomes(self) -> dict[str, int]:
         """Verdicts by what they say."""

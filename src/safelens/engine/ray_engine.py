@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,9 @@ class _Client:
     def again(self, stage: Stage, video: str) -> None:
         self._ask("again", stage, video)
 
-    def known(self, digests: Sequence[str]) -> list[str]:
-        return list(self._ask("known", list(digests)))
+    def known(self, digest: str) -> Future[bool]:
+        answer: Future[bool] = self._actor.known.remote(digest).future()
+        return answer
 
     def add(self, stage: Stage, found: Found) -> Any:
         return self._actor.add.remote(stage, found)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ class Running:
     Args:
         lens: decodes, screens, deliberates and decides.
         deliberate: False ends a video where S2 would begin.
-        known: which of some SHA-256 digests need no verdict; asked from the pipeline's thread.
+        known: see `Pipeline`.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Running:
         lens: SafeLens,
         *,
         deliberate: bool,
-        known: Callable[[list[str]], Collection[str]] | None = None,
+        known: Callable[[str], Future[bool]] | None = None,
     ) -> None:
         self._arrivals: Arrivals[str | Unsure] = Arrivals()
         self._pipeline = Pipeline(lens, self._arrivals, deliberate=deliberate, known=known)

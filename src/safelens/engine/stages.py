@@ -50,8 +50,8 @@ class LedgerClient(Protocol):
     def again(self, stage: Stage, video: str) -> None:
         """Say that a video is tried again, alone."""
 
-    def known(self, digests: Sequence[str]) -> list[str]:
-        """Ask which digests have a verdict."""
+    def known(self, digest: str) -> Future[bool]:
+        """Ask, without waiting, whether a digest has a verdict."""
 
     def add(self, stage: Stage, found: Found) -> Any:
         """Send without waiting; gives what `settle` takes."""

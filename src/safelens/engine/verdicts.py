@@ -106,9 +106,9 @@ class VerdictFolder:
             return True
         return _short(entry.video, entry.sha256) in self._videos
 
-    def known(self, digests: Sequence[str]) -> list[str]:
-        """Which of some SHA-256 digests have a verdict."""
-        return [digest for digest in digests if self._has(digest)]
+    def known(self, digest: str) -> bool:
+        """Whether bytes of this SHA-256 have a verdict."""
+        return self._has(digest)
 
     def add_copy(self, video: str, sha256: str | None, *, asked: str | None = None) -> None:
         """Note that a video's bytes have a verdict, or that they are not those that were asked for.
