@@ -5,7 +5,7 @@ Knows clips, policies and what is measured of an answer. Knows nothing of how re
 
 from __future__ import annotations
 
-import copy
+import itertools
 import json
 import random
 import time
@@ -25,6 +25,7 @@ from recipes.tiny.check import answers_of, by_id, videos
 from recipes.tiny.data import DrawnReader
 from recipes.tiny.parts import load_vlm, sets_of, use_all_cores
 from safelens.assembly import Encoding
+from safelens.branches import Span
 from safelens.data.records import Record
 from safelens.deliberate import ADAPTER, Deliberated, Deliberator
 from safelens.evaluate.metrics import measure
@@ -130,7 +131,8 @@ def order(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
         shuffled = replace(policy, categories=tuple(categories))
         prompt = asked.prompt(shuffled)
         if settings["laid"]:
-            prompt = _laid(asked, prompt, shuffled)
+            assert asked.blocks is not None
+            prompt = _Laid(asked.blocks, shuffled)
         screened = list(asked.screened(prompt, shuffled, rows))
         by_name = {c.id: i for i, c in enumerate(categories)}
         found = [dict(zip(by_name, log_odds(s.scores, shuffled), strict=True)) for s in screened]
@@ -157,15 +159,24 @@ def order(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
     )
 
 
-def _laid(asked: Asked, prompt: Prompt, shuffled: Policy) -> ParallelPrompt:
+class _Laid(ParallelPrompt):
     """A prompt whose blocks lie in the order of a policy."""
-    assert isinstance(prompt, ParallelPrompt)
-    assert asked.blocks is not None
-    text = ParallelText.of(asked.vlm, shuffled, "policy_first")
-    ordered = replace(text, policy=shuffled)
-    found = copy.copy(prompt)
-    found.head = compose(*asked.blocks.of(text.trunk, ordered.blocks))
-    return found
+
+    def __init__(self, blocks: PolicyBlocks, policy: Policy) -> None:
+        super().__init__(blocks, policy)
+        text = replace(ParallelText.of(self.vlm, policy, "policy_first"), policy=policy)
+        trunk, laid = blocks.of(text.trunk, text.blocks)
+        self.head = compose(trunk, laid)
+        lengths = [block.held.length for block in laid]
+        ends = itertools.accumulate(lengths)
+        where = {
+            category.id: (end - length, end)
+            for category, length, end in zip(policy.categories, lengths, ends, strict=True)
+        }
+        self._where = [where[category.id] for category in self.policy.categories]
+
+    def spans(self, length: int) -> list[Span]:
+        return self._where
 
 
 def pruning(out: Path, settings: dict[str, Any], needs: dict[str, Path]) -> None:
