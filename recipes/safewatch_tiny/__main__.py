@@ -2,7 +2,7 @@
 
     python -m recipes.safewatch_tiny [--work out/watch] [--seed 0] [--bundle FOLDER] [--until STAGE]
 
-Multi-task guardrail training, adaptive-pruning training, preference post-tuning; then the bundle. It begins with the
+Questions of single phrases; multi-task guardrail training, adaptive-pruning training, preference post-tuning; then the bundle. It begins with the
 embedded bundle's model. It can be interrupted and run again: finished stages are not repeated, training goes on from
 its last checkpoint, and stages that are kept beside the recipe (`kept`) are not trained.
 """
@@ -31,7 +31,7 @@ _LEARNING: dict[str, Any] = {
     "others": 0.1,
 }
 _FINE = {"lr": 5e-4, "muon_lr": 0.007}
-"""At three times the rate, what the lesson before had taught was forgotten as soon as policies grew."""
+"""At three times Muon's rate and twice AdamW's, what the lesson before had taught was forgotten as soon as policies grew."""
 _LAST_LESSON = {"groups": 4, "most": 10, "own": 0.25}
 _ASKED = _LEARNING | {
     "tasks": ["questions"],
