@@ -2,9 +2,10 @@
 
     python -m recipes.safewatch_tiny [--work out/watch] [--seed 0] [--bundle FOLDER] [--until STAGE]
 
-Questions of single phrases; multi-task guardrail training, adaptive-pruning training, preference post-tuning; then the bundle. It begins with the
-embedded bundle's model. It can be interrupted and run again: finished stages are not repeated, training goes on from
-its last checkpoint, and stages that are kept beside the recipe (`kept`) are not trained.
+Questions of single phrases; multi-task guardrail training, adaptive-pruning training, preference post-tuning; then the
+bundle. It begins with the embedded bundle's model. It can be interrupted and run again: finished stages are not
+repeated, training goes on from its last checkpoint, and stages that are kept beside the recipe (`kept`) are not
+trained.
 """
 
 from __future__ import annotations
